@@ -1,0 +1,78 @@
+"""Softmax regression to the exact optimum, in plain array code that runs on NumPy or CuPy."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from softmax_xp.backend import (
+        Backend as Backend,
+        DeviceInfo as DeviceInfo,
+        DeviceUnavailableError as DeviceUnavailableError,
+        devices as devices,
+        select_backend as select_backend,
+    )
+    from softmax_xp.estimator import SoftmaxClassifier as SoftmaxClassifier
+    from softmax_xp.functional import (
+        cross_entropy as cross_entropy,
+        cross_entropy_with_grad as cross_entropy_with_grad,
+        log_softmax as log_softmax,
+        softmax as softmax,
+        softmax_loss as softmax_loss,
+    )
+    from softmax_xp.models import MLP as MLP, Linear as Linear
+    from softmax_xp.persistence import load as load, save as save
+    from softmax_xp.solvers import Solution as Solution
+    from softmax_xp.solvers.schedules import (
+        ConstantSchedule as ConstantSchedule,
+        CosineSchedule as CosineSchedule,
+        StepSchedule as StepSchedule,
+    )
+    from softmax_xp.solvers.stochastic import SGD as SGD, Adam as Adam, AdamW as AdamW
+    from softmax_xp.trainer import History as History, Progress as Progress, Trainer as Trainer
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Loaded on first use: importing the package costs little more than
+# NumPy, and scikit-learn is loaded only for the estimator.
+_HOME = {
+    "Backend": "backend",
+    "DeviceInfo": "backend",
+    "DeviceUnavailableError": "backend",
+    "devices": "backend",
+    "select_backend": "backend",
+    "SoftmaxClassifier": "estimator",
+    "cross_entropy": "functional",
+    "cross_entropy_with_grad": "functional",
+    "log_softmax": "functional",
+    "softmax": "functional",
+    "softmax_loss": "functional",
+    "Linear": "models",
+    "MLP": "models",
+    "load": "persistence",
+    "save": "persistence",
+    "Solution": "solvers",
+    "ConstantSchedule": "solvers.schedules",
+    "CosineSchedule": "solvers.schedules",
+    "StepSchedule": "solvers.schedules",
+    "SGD": "solvers.stochastic",
+    "Adam": "solvers.stochastic",
+    "AdamW": "solvers.stochastic",
+    "History": "trainer",
+    "Progress": "trainer",
+    "Trainer": "trainer",
+}
+__all__ = ["__version__", *sorted(_HOME)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,226 @@
+"""Where the arithmetic runs: the library, the device, and whether that device can be used."""
+
+from __future__ import annotations
+
+import os
+import re
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import array_api_compat
+import array_api_compat.numpy
+
+from softmax_xp._arrays import (
+    Array,
+    Device,
+    DType,
+    Namespace,
+    describe,
+    device_context,
+    device_of,
+    dtype_name,
+    is_array,
+    is_numpy,
+    namespace,
+    to_numpy,
+)
+from softmax_xp.kernels import Kernels, kernels_for
+
+INSTALL_CUPY = "pip install 'softmax-xp[cuda13]'"
+
+
+class DeviceUnavailableError(RuntimeError):
+    """The device that was asked for cannot be used; the message says why, and what would help."""
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One line of `devices()`.
+
+    Attributes
+    ----------
+    name : "cpu", "cuda:0", ...; what to pass as `device`. "cuda" alone stands for a GPU that cannot be reached
+    description : the model of the device, as far as it is known
+    memory : total memory in bytes, or None where it cannot be told
+    usable : whether a small computation has just run there
+    reason : why it is not usable, and the remedy; empty when it is
+    """
+
+    name: str
+    description: str
+    memory: int | None
+    usable: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A library and one of its devices.
+
+    Attributes
+    ----------
+    xp : array API namespace
+    device : the device as that library names it
+    name : the device as this package names it: "cpu", "cuda:0", ...
+    """
+
+    xp: Namespace
+    device: Device
+    name: str
+
+    def context(self) -> AbstractContextManager[Any]:
+        """Return the context in which every computation on this backend has to run."""
+        return device_context(self.device)
+
+    def asarray(self, x: Array, dtype: DType | str | None = None) -> Array:
+        """Return `x` (an array of any library, or a sequence) on this backend, copied only if it must be.
+
+        `dtype` may be a dtype of this backend or the name of one; None keeps that of `x`.
+        """
+        if isinstance(dtype, str):
+            dtype = getattr(self.xp, dtype)
+        with self.context():
+            if is_array(x) and array_api_compat.array_namespace(x) is self.xp:
+                x = x if device_of(x) == self.device else array_api_compat.to_device(x, self.device)
+            elif is_array(x) and self.name.startswith("cuda") and _on_cuda(x):
+                x = array_api_compat.to_device(self.xp.from_dlpack(x), self.device)
+            else:
+                x = to_numpy(x)
+                wanted = dtype_name(dtype if dtype is not None else x.dtype)
+                # NumPy first: the target may not have the dtype of the source, and may refuse read-only memory.
+                if wanted != "bfloat16":
+                    x = x.astype(wanted, copy=self.xp is not array_api_compat.numpy and not x.flags.writeable)
+                x = self.xp.asarray(x, device=self.device)
+            return x if dtype is None else self.xp.astype(x, dtype, copy=False)
+
+    def kernels(self, dtype: DType) -> Kernels:
+        """Return the provider of the row pass for arrays of `dtype` here."""
+        return kernels_for(self.xp, dtype)
+
+
+def backend_of(x: Array, name: str = "X") -> Backend:
+    """Return the backend that `x` lives on; `name` is what the caller calls it."""
+    xp, device = namespace(**{name: x}), device_of(x)
+    if hasattr(device, "id"):  # CuPy numbers its devices
+        return Backend(xp, device, f"cuda:{device.id}")
+    return Backend(xp, device, str(device))
+
+
+def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
+    """Return the backend for `device`.
+
+    Parameters
+    ----------
+    device : {"auto", "cpu", "cuda", "cuda:<index>"}
+        "cpu" is NumPy and "cuda" is CuPy, exactly. "auto" leaves an array of another library than NumPy in that
+        library and on its device, and sends anything else to the best usable device: the first usable GPU, or
+        the CPU.
+    like : array, optional
+        The data that "auto" decides by.
+
+    Raises
+    ------
+    ValueError
+        When `device` is none of these.
+    DeviceUnavailableError
+        When the device cannot be used, with cause and remedy. Nothing falls back in silence.
+    """
+    match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device) if isinstance(device, str) else None
+    if match is None:
+        raise ValueError(
+            f"`device` must be 'auto', 'cpu', 'cuda' or 'cuda:<index>', got {describe(device)}; "
+            f"softmax_xp.devices() lists what this machine has."
+        )
+    if device == "cpu":
+        return _cpu()
+    if device != "auto":
+        index = int(match[1] or 0)
+        if reason := _cuda_fault(index):
+            raise DeviceUnavailableError(f"device {device!r} cannot be used: {reason}; or choose device='cpu'.")
+        return _cuda(index)
+    if like is not None and is_array(like) and not is_numpy(like):
+        return backend_of(like)
+    for index in range(_cuda_count()):
+        if not _cuda_fault(index):
+            return _cuda(index)
+    return _cpu()
+
+
+def devices() -> list[DeviceInfo]:
+    """Return every device of this machine, whether it is usable, and if not, why not."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
+    found = [DeviceInfo("cpu", f"NumPy, {os.cpu_count()} logical cores", memory, usable=True)]
+    count = _cuda_count()
+    if count == 0:
+        return [*found, DeviceInfo("cuda", "NVIDIA GPU", None, usable=False, reason=_cuda_fault(0))]
+    runtime = import_module("cupy").cuda.runtime
+    for index in range(count):
+        properties = runtime.getDeviceProperties(index)
+        model, fault = properties["name"].decode(), _cuda_fault(index)
+        found.append(DeviceInfo(f"cuda:{index}", model, properties["totalGlobalMem"], not fault, reason=fault))
+    return found
+
+
+def _cpu() -> Backend:
+    return Backend(array_api_compat.numpy, "cpu", "cpu")
+
+
+def _cuda(index: int) -> Backend:
+    device = import_module("cupy").cuda.Device(index)
+    return Backend(import_module("array_api_compat.cupy"), device, f"cuda:{index}")
+
+
+def _on_cuda(x: Array) -> bool:
+    """Return whether DLPack calls the device of `x` CUDA (2) or managed CUDA memory (13)."""
+    return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) in (2, 13)
+
+
+@cache
+def _cuda_count() -> int:
+    """Return how many CUDA devices CuPy can see; 0 without CuPy or a driver."""
+    if find_spec("cupy") is None:
+        return 0
+    try:
+        return int(import_module("cupy").cuda.runtime.getDeviceCount())
+    except Exception:  # whatever keeps CuPy from loading; _cuda_fault tells it
+        return 0
+
+
+@cache
+def _cuda_fault(index: int) -> str:
+    """Return why CUDA device `index` cannot be used, and the remedy; empty if a computation has run on it."""
+    if find_spec("cupy") is None:
+        return f"CuPy is not installed (for a CUDA 13 driver: {INSTALL_CUPY}; for CUDA 12: [cuda12])"
+    try:
+        cupy = import_module("cupy")
+    except Exception as error:  # CuPy raises more than ImportError where its libraries do not load
+        return f"CuPy does not import ({_one_line(error)}); reinstall it: {INSTALL_CUPY}"
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return (
+            f"no CUDA driver answers ({_one_line(error)}); install or update the NVIDIA driver "
+            f"(CUDA 13 needs 580 or newer), and start a container with --gpus all"
+        )
+    if index >= count:
+        return f"this machine has {count} CUDA device(s), numbered from 0; choose a lower index"
+    try:
+        with cupy.cuda.Device(index):
+            float((cupy.arange(4, dtype=cupy.float32) * 2.0).sum())
+    except Exception as error:
+        return f"a test kernel does not run ({_one_line(error)}); install the CUDA wheels: {INSTALL_CUPY}"
+    try:
+        with cupy.cuda.Device(index):
+            square = cupy.ones((4, 4), dtype=cupy.float32)
+            float((square @ square)[0, 0])
+    except Exception as error:
+        return f"a small matrix product fails ({_one_line(error)}); install cuBLAS: {INSTALL_CUPY}"
+    return ""
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

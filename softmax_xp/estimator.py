@@ -1,0 +1,421 @@
+"""SoftmaxClassifier: softmax regression under scikit-learn's contract, on any array library and device."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from os import PathLike
+from typing import Any, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics import accuracy_score
+from sklearn.utils import check_array, column_or_1d
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from softmax_xp._arrays import (
+    Array,
+    Namespace,
+    accumulation_dtype,
+    check_finite,
+    check_integer,
+    check_length,
+    check_option,
+    check_rank,
+    check_real,
+    check_weights,
+    device_of,
+    dtype_name,
+    is_array,
+    is_numpy,
+    namespace,
+    to_numpy,
+)
+from softmax_xp.backend import backend_of, select_backend
+from softmax_xp.kernels import kernels_for
+from softmax_xp.objective import LinearObjective, row_blocks
+from softmax_xp.penalties import L2
+from softmax_xp.solvers import Iterate, Solution, lbfgs, stochastic
+from softmax_xp.solvers.stochastic import Optimizer
+
+SOLVERS = ("auto", "lbfgs", "sgd", "adam", "adamw")
+Observer = Callable[[Iterate], object]
+
+
+class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Softmax regression (multinomial logistic regression) with an L2 penalty.
+
+    Minimises C * sum_i s_i cross_entropy_i + 1/2 * sum(coef_ ** 2), which is the objective of scikit-learn's
+    LogisticRegression: the intercept is not penalised, and two classes share one row of coefficients. What is
+    minimised, and reported, is this divided by C * sum_i s_i: a mean over rows, whatever their number.
+
+    Parameters
+    ----------
+    C : float in (0, inf], default 1.0
+        Inverse strength of the penalty; infinity means none.
+    tol : float, positive, default 1e-4
+        Converged when the Euclidean norm of the gradient of the mean objective is at most `tol`.
+    fit_intercept : bool, default True
+    class_weight : dict, "balanced" or None, default None
+        Weight of each class, multiplied into `sample_weight`; "balanced" makes all classes weigh the same.
+    max_iter : int, default 1000
+        Steps of "lbfgs"; epochs of the stochastic solvers.
+    warm_start : bool, default False
+        Start from the last fit, if it had the same classes and features.
+    random_state : int, numpy.random.Generator or None, default None
+        Order of the rows for the stochastic solvers; the others draw nothing.
+    verbose : int, default 0
+        1 prints objective and gradient norm every 10 steps (or epochs), 2 at every one.
+    solver : {"auto", "lbfgs", "sgd", "adam", "adamw"} or an optimizer, default "auto"
+        "auto" is "lbfgs", which finds the optimum to `tol`. The others step along mini-batches of 256 rows with a
+        learning rate that falls to zero in `max_iter` epochs; pass SGD(...), Adam(...) or AdamW(...) to choose it.
+    device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
+        "auto" computes where X is; NumPy arrays, frames and lists go to the best usable device. Any other value
+        means exactly that, and raises DeviceUnavailableError with cause and remedy where it cannot be had.
+    dtype : {"float32", "float64"} or None, default None
+        What X is converted to; None keeps float32 and float64, takes float16 and bfloat16 arrays of other
+        libraries than NumPy to float32, and the rest to float64.
+
+    Attributes
+    ----------
+    coef_ : array of shape (n_classes, n_features), or (1, n_features) for two classes
+    intercept_ : array of shape (n_classes,) or (1,); zeros without `fit_intercept`
+        Both in the library, on the device and in the dtype of the X that was fitted.
+    classes_ : numpy.ndarray of shape (n_classes,)
+    n_features_in_ : int
+    feature_names_in_ : numpy.ndarray of str, where X had names
+    n_iter_ : numpy.ndarray of shape (1,)
+        Steps taken; epochs for the stochastic solvers.
+    device_ : str
+        Where the model was fitted, or has been moved by `to`; "cpu" once it has been unpickled.
+    objective_, gradient_norm_ : float
+        Mean objective, and the Euclidean norm of its gradient, at the end.
+    converged_ : bool
+
+    Notes
+    -----
+    X may be an array of NumPy, CuPy, torch or another array API library, a pandas or polars frame, or a list.
+    Predictions come back in the library and on the device of what is predicted, wherever the model was fitted;
+    no option of scikit-learn and no environment variable is needed. Labels that are not numbers come back in
+    NumPy. A pickle holds NumPy arrays only.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> SoftmaxClassifier(device="cpu").fit(X, y).predict(X[:2])
+    array([0, 0])
+    """
+
+    def __init__(
+        self,
+        *,
+        C: float = 1.0,
+        tol: float = 1e-4,
+        fit_intercept: bool = True,
+        class_weight: dict[Any, float] | str | None = None,
+        max_iter: int = 1000,
+        warm_start: bool = False,
+        random_state: int | np.random.Generator | None = None,
+        verbose: int = 0,
+        solver: str | Optimizer = "auto",
+        device: str = "auto",
+        dtype: str | None = None,
+    ) -> None:
+        self.C = C
+        self.tol = tol
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.max_iter = max_iter
+        self.warm_start = warm_start
+        self.random_state = random_state
+        self.verbose = verbose
+        self.solver = solver
+        self.device = device
+        self.dtype = dtype
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array, frame or list of shape (n_samples, n_features), finite
+        y : array or list of shape (n_samples,)
+            Class labels: integers or strings, of any library.
+        sample_weight : array of shape (n_samples,), or a number, optional
+            Not negative, not all zero.
+        observe : callable, optional
+            Called with a solvers.Iterate after each step (or epoch); a true result ends the fit there.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            For parameters out of their range and data that cannot be fitted.
+        DeviceUnavailableError
+            When `device` cannot be used.
+
+        Warns
+        -----
+        ConvergenceWarning
+            When the fit ends before `tol` is met, by `max_iter`, by the limits of the precision, or by Ctrl-C,
+            after which the model is usable as it is.
+        """
+        self._check_parameters()
+        backend = select_backend(self.device, like=X)
+        X = self._validated(X, y, reset=True)
+        classes, labels = _encoded(y)
+        check_length(labels, "y", X.shape[0], "X")
+        weight = self._weights(sample_weight, classes, labels)
+        with backend.context():
+            X_device = backend.asarray(X)
+            objective = LinearObjective(
+                backend,
+                X_device,
+                backend.asarray(labels),
+                len(classes),
+                L2(0.0 if math.inf == self.C else 1.0 / (self.C * float(weight.sum()))),
+                None if (weight == 1.0).all() else backend.asarray(weight, dtype_name(X_device.dtype)),
+                self.fit_intercept,
+            )
+            start = self._start(objective, classes)
+            solution = self._solve(objective, start, _printed(self.verbose, observe))
+            coef, intercept = objective.split(solution.params)
+            if intercept is None:
+                intercept = backend.xp.zeros(coef.shape[0], dtype=coef.dtype, device=backend.device)
+            elif coef.shape[0] > 1:
+                intercept = intercept - backend.xp.mean(intercept)  # a shift of all classes changes nothing
+            home = select_backend("cpu") if is_numpy(X) else backend_of(X)
+            self.coef_ = home.asarray(coef, dtype_name(X_device.dtype))
+            self.intercept_ = home.asarray(intercept, dtype_name(X_device.dtype))
+        self.classes_ = classes
+        self.n_iter_ = np.array([solution.n_iter], dtype=np.int32)
+        self.device_ = backend.name
+        self._host_device = backend.name if is_numpy(X) else "cpu"  # where predictions of host data are computed
+        self.objective_ = solution.objective
+        self.gradient_norm_ = solution.gradient_norm
+        self.converged_ = solution.converged
+        if not solution.converged:
+            warnings.warn(
+                f"SoftmaxClassifier has not converged: {solution.message}; the gradient's norm is "
+                f"{solution.gradient_norm:.2e}, tol={self.tol:g}. Raise max_iter or tol, standardise the features, "
+                f"or fit in float64.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def decision_function(self, X: Any) -> Array:
+        """Return the logits (n_samples, n_classes), or for two classes that of the second, (n_samples,)."""
+        return self._by_rows(X, lambda xp, logits: logits[:, 0] if logits.shape[1] == 1 else logits)
+
+    def predict(self, X: Any) -> Array:
+        """Return the most probable label of each row, (n_samples,), where X is.
+
+        Labels that the library of X cannot hold, such as strings, come back in NumPy.
+        """
+        check_is_fitted(self)
+        index = self._by_rows(X, lambda xp, logits: xp.argmax(_two_columns(xp, logits), axis=1))
+        if is_numpy(index) or self.classes_.dtype.kind not in "iuf":
+            return self.classes_[to_numpy(index)]
+        home = backend_of(index)
+        with home.context():
+            dtype = "int64" if self.classes_.dtype.kind in "iu" else accumulation_dtype(home.xp, home.device)
+            return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Return the probability of each class, (n_samples, n_classes), where X is and in its dtype."""
+        return self._by_rows(X, lambda xp, logits: kernels_for(xp, logits.dtype).softmax(_two_columns(xp, logits), 1))
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """Return the logarithm of the probability of each class, (n_samples, n_classes), where X is.
+
+        Computed from the logits: finite where the probability itself underflows.
+        """
+        return self._by_rows(
+            X, lambda xp, logits: kernels_for(xp, logits.dtype).log_softmax(_two_columns(xp, logits), 1)
+        )
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Return the accuracy of `predict` on X, a share in [0, 1], weighted by `sample_weight` if given."""
+        weight = None if sample_weight is None else to_numpy(sample_weight)
+        return float(accuracy_score(to_numpy(y), to_numpy(self.predict(X)), sample_weight=weight))
+
+    def to(self, device: str) -> Self:
+        """Move the fitted model to "cpu", "cuda" or "cuda:<index>", and return it.
+
+        Its coefficients become arrays there (NumPy or CuPy), and predictions of host data are computed there.
+        """
+        check_is_fitted(self)
+        backend = select_backend(device)
+        self.coef_ = backend.asarray(self.coef_)
+        self.intercept_ = backend.asarray(self.intercept_)
+        self.device_ = self._host_device = backend.name
+        return self
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the fitted model to a file; see `softmax_xp.save`."""
+        from softmax_xp.persistence import save
+
+        save(self, path)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: str = "auto") -> SoftmaxClassifier:
+        """Read a model that `save` wrote; see `softmax_xp.load`."""
+        from softmax_xp.persistence import load
+
+        model = load(path, device=device)
+        if not isinstance(model, cls):
+            raise ValueError(f"{path} holds a {type(model).__name__}; read it with softmax_xp.load.")
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(super().__getstate__())
+        if "device_" in state:  # what is read back elsewhere must not need this device
+            state.update({name: to_numpy(x) for name, x in state.items() if is_array(x)})
+            state["device_"] = state["_host_device"] = "cpu"
+        return state
+
+    def _check_parameters(self) -> None:
+        check_real(self.C, "C", low=0.0, include_low=False)
+        check_real(self.tol, "tol", low=0.0, include_low=False, high=math.inf, include_high=False)
+        check_integer(self.max_iter, "max_iter", low=1)
+        check_integer(int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, "verbose", low=0)
+        if isinstance(self.solver, str) or not hasattr(self.solver, "step"):
+            check_option(self.solver, "solver", SOLVERS)
+        if self.dtype is not None:
+            check_option(self.dtype, "dtype", ("float32", "float64"))
+        if self.class_weight is not None and not isinstance(self.class_weight, dict):
+            check_option(self.class_weight, "class_weight", ("balanced",))
+
+    def _validated(self, X: Any, y: Any = None, *, reset: bool) -> Array:
+        """Return X checked: an array of its own library if that is not NumPy, else a NumPy array."""
+        if not is_array(X) or is_numpy(X):
+            dtype = [np.float64, np.float32] if self.dtype is None else self.dtype
+            if not reset:
+                return validate_data(self, X, reset=False, dtype=dtype)
+            return validate_data(self, X, to_numpy(y) if is_array(y) else y, dtype=dtype)[0]
+        xp = namespace(X=X)
+        check_rank(X, "X", 2, "(n_samples, n_features)")
+        validate_data(self, X, reset=reset, skip_check_array=True)  # counts the features
+        if not xp.isdtype(X.dtype, ("real floating", "integral", "bool")):
+            raise TypeError(
+                f"`X` must have a real dtype, got {dtype_name(X.dtype)}; convert it first, for example to float32."
+            )
+        if self.dtype is not None:
+            X = xp.astype(X, getattr(xp, self.dtype), copy=False)
+        elif not xp.isdtype(X.dtype, "real floating"):
+            X = xp.astype(X, accumulation_dtype(xp, device_of(X)))
+        elif xp.finfo(X.dtype).bits < 32:
+            X = xp.astype(X, xp.float32)
+        check_finite(xp, X, "X")
+        return X
+
+    def _weights(self, sample_weight: Any, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Return the weight of each row, class weights included, as float64 on the host."""
+        if sample_weight is None:
+            weight = np.ones(len(labels))
+        else:
+            weight = to_numpy(sample_weight).astype(np.float64)
+            weight = np.full(len(labels), float(weight)) if weight.ndim == 0 else weight.copy()
+            check_weights(namespace(sample_weight=weight), weight, len(labels))
+        if self.class_weight is not None:
+            of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[labels], sample_weight=weight)
+            weight *= of_class[labels]
+            check_weights(namespace(weight=weight), weight, len(labels), "class_weight")
+        return weight
+
+    def _start(self, objective: LinearObjective, classes: np.ndarray) -> Array:
+        """Return the parameters to start from: zeros, or those of the last fit.
+
+        They are kept in the widest dtype of the device, so that steps smaller than the rounding of float32 data
+        are not lost.
+        """
+        backend = objective.backend
+        xp, dtype = backend.xp, accumulation_dtype(backend.xp, backend.device)
+        last = getattr(self, "coef_", None) if self.warm_start else None
+        if last is None or last.shape != objective.coef_shape or not np.array_equal(self.classes_, classes):
+            return xp.zeros(objective.n_params, dtype=dtype, device=backend.device)
+        parts = [xp.reshape(backend.asarray(last, dtype), (-1,))]
+        if self.fit_intercept:
+            parts.append(backend.asarray(self.intercept_, dtype))
+        return xp.concat(parts)
+
+    def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
+        if self.solver in ("auto", "lbfgs"):
+            eps = float(objective.backend.xp.finfo(objective.X.dtype).eps)
+            return lbfgs.minimize(
+                objective.value_and_grad,
+                start,
+                tol=self.tol,
+                max_iter=self.max_iter,
+                rounding=eps,
+                observe=observe,
+            )
+        optimizer = self.solver
+        if isinstance(optimizer, str):
+            optimizer = stochastic.default_optimizer(optimizer, objective, self.max_iter)
+        rng = np.random.default_rng(self.random_state)
+        return stochastic.minimize(
+            objective, start, optimizer, tol=self.tol, max_epochs=self.max_iter, rng=rng, observe=observe
+        )
+
+    def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
+        """Return `function` of the logits (m, K), block by block of rows, where X is."""
+        check_is_fitted(self)
+        X = self._validated(X, reset=False)
+        backend = select_backend(self._host_device) if is_numpy(X) else backend_of(X)
+        home = backend_of(X)
+        out: Array = None
+        with backend.context():
+            dtype = dtype_name(X.dtype)
+            coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
+            for rows in row_blocks(X.shape[0], len(self.classes_), 8):
+                logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
+                part = home.asarray(function(backend.xp, logits))
+                if out is None:
+                    shape = (X.shape[0], *part.shape[1:])
+                    out = home.xp.empty(shape, dtype=part.dtype, device=home.device)
+                out[rows, ...] = part
+        return out
+
+
+def _encoded(y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted classes in `y`, and each row's index among them, on the host."""
+    y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=True)
+    y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+    check_classification_targets(y)
+    classes, labels = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"`y` must hold at least two classes, got one class: {classes[0]}; add rows of another class.")
+    return classes, labels.astype(np.int64, copy=False)
+
+
+def _two_columns(xp: Namespace, logits: Array) -> Array:
+    """Return the logits of both classes where only that of the second is given, class 0 having the logit 0."""
+    return logits if logits.shape[1] > 1 else xp.concat([xp.zeros_like(logits), logits], axis=1)
+
+
+def _printed(verbose: int, observe: Observer | None) -> Observer | None:
+    """Return an observer that prints the progress as `verbose` says and then asks `observe`."""
+    if not verbose:
+        return observe
+    every = 10 if int(verbose) == 1 else 1
+
+    def printing(iterate: Iterate) -> object:
+        if iterate.n_iter % every == 0:
+            print(
+                f"iteration {iterate.n_iter}: objective {iterate.objective:.6f}, "
+                f"gradient norm {iterate.gradient_norm:.2e}",
+                flush=True,
+            )
+        return observe is not None and observe(iterate)
+
+    return printing

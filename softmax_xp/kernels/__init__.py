@@ -1,0 +1,62 @@
+"""Which provider computes the row pass for which library and dtype: a table, so that a backend is a row of it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Protocol, cast
+
+from softmax_xp._arrays import Array, DType, Namespace, dtype_name
+
+# (library, dtype) -> module of this package. What is not here runs by the definition, in the array API alone.
+PROVIDERS = {
+    ("numpy", "float32"): "blocked",
+    ("numpy", "float64"): "blocked",
+}
+
+
+class Kernels(Protocol):
+    """What a provider offers; `reference` defines each function."""
+
+    def softmax(self, logits: Array, axis: int = -1) -> Array:
+        """Return the softmax of `logits` along `axis`."""
+
+    def log_softmax(self, logits: Array, axis: int = -1) -> Array:
+        """Return the logarithm of the softmax of `logits` along `axis`."""
+
+    def cross_entropy(
+        self,
+        logits: Array,
+        targets: Array,
+        weight: Array | None = None,
+        smoothing: float = 0.0,
+        axis: int = -1,
+    ) -> Array:
+        """Return the loss of each row."""
+
+    def cross_entropy_with_grad(
+        self,
+        logits: Array,
+        targets: Array,
+        weight: Array | None = None,
+        smoothing: float = 0.0,
+        axis: int = -1,
+    ) -> tuple[Array, Array]:
+        """Return the loss of each row and its gradient in the logits."""
+
+    def linear_sums(
+        self,
+        coef: Array,
+        intercept: Array | None,
+        X: Array,
+        targets: Array,
+        weight: Array | None = None,
+        smoothing: float = 0.0,
+    ) -> tuple[Array, Array, Array]:
+        """Return loss and gradient of a linear model, summed over the rows of X."""
+
+
+def kernels_for(xp: Namespace, dtype: DType) -> Kernels:
+    """Return the provider for arrays of namespace `xp` and `dtype`."""
+    library = xp.__name__.rsplit(".", 1)[-1]
+    provider = PROVIDERS.get((library, dtype_name(dtype)), "reference")
+    return cast("Kernels", import_module(f"{__name__}.{provider}"))

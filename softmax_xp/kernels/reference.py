@@ -1,0 +1,139 @@
+"""The definition of the row pass, in the array API alone. Every other provider proves parity with this page.
+
+For one row with logits z (one per class), target probabilities t and weight w::
+
+    p_k  = exp(z_k) / sum_j exp(z_j)                        softmax
+    loss = w * sum_k t_k (logsumexp(z) - z_k)               cross-entropy
+    dloss / dz_k = w * (p_k sum_j t_j - t_k)
+
+An integer label y stands for t = one_hot(y), and smoothing by s in [0, 1] replaces t by (1 - s) t + s / C
+(Szegedy et al., 2016, doi:10.1109/CVPR.2016.308). `axis` is the class axis, so that logits may be row-major
+(n, C) or class-major (C, n). Nothing is checked here: arguments arrive checked, and are never modified.
+
+16-bit floats are computed in float32; only what is returned in their shape is rounded to them, and a gradient
+entry is therefore formed before it is rounded.
+"""
+
+from __future__ import annotations
+
+from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, namespace, working_dtype
+
+
+def softmax(logits: Array, axis: int = -1) -> Array:
+    """Return exp(z) / sum(exp(z)) along `axis`; shape and dtype of `logits`."""
+    xp = namespace(logits=logits)
+    e = xp.exp(_shifted(xp, logits, axis))
+    return xp.astype(e / xp.sum(e, axis=axis, keepdims=True), logits.dtype, copy=False)
+
+
+def log_softmax(logits: Array, axis: int = -1) -> Array:
+    """Return z - logsumexp(z) along `axis`; shape and dtype of `logits`."""
+    xp = namespace(logits=logits)
+    z = _shifted(xp, logits, axis)
+    return xp.astype(z - xp.log(xp.sum(xp.exp(z), axis=axis, keepdims=True)), logits.dtype, copy=False)
+
+
+def cross_entropy(
+    logits: Array, targets: Array, weight: Array | None = None, smoothing: float = 0.0, axis: int = -1
+) -> Array:
+    """Return the weighted loss of each row, (n,), in the working dtype.
+
+    `targets` are integer labels (n,), or probabilities of the shape of `logits`; `weight` is (n,).
+    """
+    xp = namespace(logits=logits)
+    z = _shifted(xp, logits, axis)
+    losses = _row_losses(xp, z, xp.sum(xp.exp(z), axis=axis), targets, smoothing, axis)  # (n,)
+    return losses if weight is None else losses * weight
+
+
+def cross_entropy_with_grad(
+    logits: Array, targets: Array, weight: Array | None = None, smoothing: float = 0.0, axis: int = -1
+) -> tuple[Array, Array]:
+    """Return the weighted loss of each row, (n,), and its gradient in the logits, of their shape and dtype."""
+    xp = namespace(logits=logits)
+    z = _shifted(xp, logits, axis)
+    e = xp.exp(z)
+    s = xp.sum(e, axis=axis)  # (n,)
+    losses = _row_losses(xp, z, s, targets, smoothing, axis)
+    p = e / xp.expand_dims(s, axis=axis)
+    t = _probabilities(xp, z, targets, smoothing, axis)
+    # Labels have total mass 1 by construction; given probabilities have it up to rounding, which counts here.
+    grad = p - t if targets.ndim == 1 else p * xp.sum(t, axis=axis, keepdims=True) - t
+    if weight is not None:
+        losses = losses * weight
+        grad = grad * xp.expand_dims(weight, axis=axis)
+    return losses, xp.astype(grad, logits.dtype, copy=False)
+
+
+def linear_sums(
+    coef: Array,
+    intercept: Array | None,
+    X: Array,
+    targets: Array,
+    weight: Array | None = None,
+    smoothing: float = 0.0,
+) -> tuple[Array, Array, Array]:
+    """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept.
+
+    Parameters
+    ----------
+    coef : array of shape (C, D), or (1, D) for two classes: then class 0 has the logit 0 (and targets, when
+        they are probabilities, still have two columns)
+    intercept : array of shape (C,) or (1,), or None
+    X : array of shape (n, D)
+    targets : integer labels (n,), or probabilities (n, C)
+    weight : array of shape (n,), or None for ones
+
+    Returns
+    -------
+    loss : 0-d array in the widest floating dtype of the device
+    grad_coef : array of the shape of `coef`, in the working dtype
+    grad_intercept : array of shape (C,) or (1,), in the working dtype
+    """
+    xp = namespace(X=X)
+    dtype = working_dtype(xp, X.dtype)
+    X = xp.astype(X, dtype, copy=False)
+    logits = xp.astype(coef, dtype, copy=False) @ X.T  # (C, n): class-major, so `coef` and X are read as they lie
+    if intercept is not None:
+        logits = logits + xp.astype(intercept, dtype, copy=False)[:, None]
+    single = coef.shape[0] == 1
+    if single:
+        logits = xp.concat([xp.zeros_like(logits), logits], axis=0)  # (2, n)
+    losses, dlogits = cross_entropy_with_grad(
+        logits, targets.T if targets.ndim == 2 else targets, weight, smoothing, axis=0
+    )
+    if single:
+        dlogits = dlogits[1:, :]
+    loss = xp.sum(losses, dtype=accumulation_dtype(xp, device_of(X)))
+    return loss, dlogits @ X, xp.sum(dlogits, axis=1)
+
+
+def _shifted(xp: Namespace, logits: Array, axis: int) -> Array:
+    """Return z - max(z) in the working dtype: the same softmax, and no exp of it overflows."""
+    z = xp.astype(logits, working_dtype(xp, logits.dtype), copy=False)
+    return z - xp.max(z, axis=axis, keepdims=True)
+
+
+def _row_losses(xp: Namespace, z: Array, s: Array, targets: Array, smoothing: float, axis: int) -> Array:
+    """Return sum_k t_k (log(s) - z_k) for each row, where s = sum(exp(z))."""
+    if targets.ndim == 1:
+        index = xp.expand_dims(targets, axis=axis)
+        true = xp.squeeze(xp.take_along_axis(z, index, axis=axis), axis=axis)
+        if smoothing == 0.0:
+            return xp.log(s) - true
+        return xp.log(s) - (1.0 - smoothing) * true - smoothing * xp.mean(z, axis=axis)
+    t = _probabilities(xp, z, targets, smoothing, axis)
+    # A class of probability 0 costs nothing, also where its logit is -inf.
+    z = xp.where(t > 0, z, xp.zeros_like(z))
+    return xp.log(s) * xp.sum(t, axis=axis) - xp.sum(t * z, axis=axis)
+
+
+def _probabilities(xp: Namespace, z: Array, targets: Array, smoothing: float, axis: int) -> Array:
+    """Return the smoothed target probabilities in the shape and dtype of `z`."""
+    n_classes = z.shape[axis]
+    if targets.ndim == 1:
+        classes = xp.arange(n_classes, dtype=targets.dtype, device=device_of(targets))
+        across = classes[None, :] if axis in (1, -1) else classes[:, None]
+        targets = across == xp.expand_dims(targets, axis=axis)
+    t = xp.astype(targets, z.dtype)
+    return t if smoothing == 0.0 else (1.0 - smoothing) * t + smoothing / n_classes

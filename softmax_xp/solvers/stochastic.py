@@ -1,0 +1,287 @@
+"""Stochastic gradient methods: how a step follows from the gradient of a mini-batch, and the loop of steps.
+
+Parameters, gradients and what an optimizer remembers are dicts of arrays with the same keys. Everything stays
+on its device; a step brings nothing to the host.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from softmax_xp._arrays import Array, check_real, namespace
+from softmax_xp.data import minibatches
+from softmax_xp.objective import LinearObjective
+from softmax_xp.solvers import Iterate, Solution
+from softmax_xp.solvers.schedules import CosineSchedule, Schedule, as_schedule
+
+BATCH_SIZE = 256  # rows a step in `minimize`
+
+Params: TypeAlias = dict[str, Array]
+State: TypeAlias = dict[str, Params]
+
+
+class Optimizer(Protocol):
+    """The rule of one step."""
+
+    def start(self, params: Params) -> State:
+        """Return what the optimizer remembers before the first step."""
+
+    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
+        """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Stochastic gradient descent: v = momentum * v + g, and params -= learning_rate * v.
+
+    Parameters
+    ----------
+    learning_rate : float, positive, or a schedule
+    momentum : float in [0, 1), default 0.0
+        Polyak, 1964, doi:10.1016/0041-5553(64)90137-5.
+    nesterov : bool, default False
+        Step along g + momentum * v instead of v (Sutskever et al., 2013).
+    """
+
+    learning_rate: float | Schedule = 1e-2
+    momentum: float = 0.0
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        as_schedule(self.learning_rate)
+        check_real(self.momentum, "momentum", low=0.0, high=1.0, include_high=False)
+        if self.nesterov and not self.momentum:
+            raise ValueError("`nesterov` needs a positive `momentum`, got 0; try momentum=0.9.")
+
+    def start(self, params: Params) -> State:
+        """Return zero velocities."""
+        return {"velocity": _zeros(params)} if self.momentum else {}
+
+    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
+        """Return parameters and velocities after step `n`."""
+        rate = as_schedule(self.learning_rate)(n)
+        if not self.momentum:
+            return {k: params[k] - rate * g for k, g in grads.items()}, state
+        velocity = {k: self.momentum * state["velocity"][k] + g for k, g in grads.items()}
+        along = {k: g + self.momentum * velocity[k] for k, g in grads.items()} if self.nesterov else velocity
+        return {k: params[k] - rate * along[k] for k in params}, {"velocity": velocity}
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma and Ba, 2015, arXiv:1412.6980).
+
+    Parameters
+    ----------
+    learning_rate : float, positive, or a schedule
+    beta1, beta2 : float in [0, 1)
+        Decay of the running means of the gradient and of its square.
+    eps : float, positive
+    """
+
+    learning_rate: float | Schedule = 1e-3
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        as_schedule(self.learning_rate)
+        check_real(self.beta1, "beta1", low=0.0, high=1.0, include_high=False)
+        check_real(self.beta2, "beta2", low=0.0, high=1.0, include_high=False)
+        check_real(self.eps, "eps", low=0.0, include_low=False)
+
+    def start(self, params: Params) -> State:
+        """Return zero means."""
+        return {"mean": _zeros(params), "square": _zeros(params)}
+
+    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
+        """Return parameters and means after step `n`."""
+        rate = as_schedule(self.learning_rate)(n)
+        mean = {k: self.beta1 * state["mean"][k] + (1.0 - self.beta1) * g for k, g in grads.items()}
+        square = {k: self.beta2 * state["square"][k] + (1.0 - self.beta2) * g * g for k, g in grads.items()}
+        # Means that start at zero are too small at first; both corrections tend to 1.
+        rate = rate / (1.0 - self.beta1 ** (n + 1))
+        correction = (1.0 - self.beta2 ** (n + 1)) ** 0.5
+        new = {}
+        for k, x in params.items():
+            xp = namespace(**{k: x})
+            new[k] = x - rate * mean[k] / (xp.sqrt(square[k]) / correction + self.eps)
+        return new, {"mean": mean, "square": square}
+
+
+@dataclass(frozen=True)
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101).
+
+    Each step first shrinks the parameters by the factor 1 - learning_rate * weight_decay. Vectors, which are
+    the intercepts, are not shrunk.
+
+    Parameters
+    ----------
+    weight_decay : float, not negative, default 1e-2
+        The others are those of `Adam`.
+    """
+
+    weight_decay: float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_real(self.weight_decay, "weight_decay", low=0.0)
+
+    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
+        """Return parameters and means after step `n`."""
+        keep = 1.0 - as_schedule(self.learning_rate)(n) * self.weight_decay
+        return super().step({k: keep * x if x.ndim > 1 else x for k, x in params.items()}, grads, state, n)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a loop of stochastic steps ended: parameters, steps taken, and whether Ctrl-C ended it."""
+
+    params: Params
+    n_steps: int
+    interrupted: bool
+
+
+def run(
+    value_and_grad: Callable[[Params, Any], tuple[Array, Params]],
+    params: Params,
+    batches: Iterable[Any],
+    optimizer: Optimizer,
+    observe: Callable[[int, Array, Params], object],
+) -> Run:
+    """Take one step a batch until the batches end, the observer says stop, or Ctrl-C.
+
+    Parameters
+    ----------
+    value_and_grad : callable
+        Takes parameters and a batch; returns the objective estimated from it, a 0-d array, and its gradient.
+    params : dict of arrays
+        Where to start; not modified.
+    batches : iterable
+    optimizer : Optimizer
+    observe : callable
+        Called after each step with the number of steps taken, the value before the step, and the parameters
+        after it; a true result ends the loop.
+    """
+    state = optimizer.start(params)
+    n_steps = 0
+    try:
+        for batch in batches:
+            value, grads = value_and_grad(params, batch)
+            params, state = optimizer.step(params, grads, state, n_steps)
+            n_steps += 1
+            if observe(n_steps, value, params):
+                break
+    except KeyboardInterrupt:
+        return Run(params, n_steps, interrupted=True)
+    return Run(params, n_steps, interrupted=False)
+
+
+def minimize(
+    objective: LinearObjective,
+    params: Array,
+    optimizer: Optimizer,
+    *,
+    tol: float,
+    max_epochs: int,
+    rng: np.random.Generator,
+    observe: Callable[[Iterate], object] | None = None,
+) -> Solution:
+    """Minimise an objective from `params` by steps along mini-batches of BATCH_SIZE rows.
+
+    After each epoch the gradient over all rows is looked at: converged when its Euclidean norm is at most `tol`.
+
+    Parameters
+    ----------
+    objective : LinearObjective
+    params : array of shape (n_params,)
+        Where to start; not modified.
+    optimizer : Optimizer
+    tol : float
+    max_epochs : int
+    rng : numpy.random.Generator
+        Draws the order of the rows.
+    observe : callable, optional
+        Called with an Iterate after each epoch; a true result ends the solve there.
+
+    Returns
+    -------
+    Solution
+        `n_iter` counts epochs, `n_evaluations` mini-batches.
+    """
+    backend, n_rows = objective.backend, objective.X.shape[0]
+    xp = backend.xp
+    per_epoch = -(-n_rows // BATCH_SIZE)
+    message, converged, n_iter = f"max_iter={max_epochs} epochs done", False, 0
+
+    def parts(flat: Array) -> Params:
+        coef, intercept = objective.split(flat)
+        return {"coef": coef} if intercept is None else {"coef": coef, "intercept": intercept}
+
+    def joined(params: Params) -> Array:
+        return xp.concat([xp.reshape(x, (-1,)) for x in params.values()])
+
+    def over_all(params: Params) -> tuple[float, float]:
+        value, grad = objective.value_and_grad(joined(params))
+        return float(value), float(xp.sum(grad * grad)) ** 0.5
+
+    def value_and_grad(params: Params, rows: Array) -> tuple[Array, Params]:
+        value, grad = objective.batch_value_and_grad(joined(params), rows)
+        return value, parts(grad)
+
+    def after_step(step: int, value: Array, params: Params) -> bool:
+        nonlocal message, converged, n_iter
+        if step % per_epoch:
+            return False
+        n_iter += 1
+        value, norm = over_all(params)
+        if not math.isfinite(value):
+            message = f"the objective stopped being finite in epoch {n_iter}; lower the learning rate"
+        elif norm <= tol:
+            message, converged = f"the gradient's norm is at most tol={tol:g}", True
+        elif observe is not None and observe(Iterate(n_iter, value, norm)):
+            message = "ended by the observer"
+        else:
+            return False
+        return True
+
+    batches = islice(minibatches(backend, n_rows, BATCH_SIZE, rng), per_epoch * max_epochs)
+    ended = run(value_and_grad, parts(params), batches, optimizer, after_step)
+    value, norm = over_all(ended.params)
+    return Solution(
+        params=joined(ended.params),
+        objective=value,
+        gradient_norm=norm,
+        n_iter=max(n_iter, -(-ended.n_steps // per_epoch)),
+        n_evaluations=ended.n_steps,
+        converged=converged,
+        message=f"interrupted in epoch {n_iter + 1}" if ended.interrupted else message,
+    )
+
+
+def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) -> Optimizer:
+    """Return "sgd", "adam" or "adamw" with a learning rate from the size of the rows, falling to 0 at the end.
+
+    SGD takes 1 / L, where L bounds the curvature of the mean loss: half the mean of |x|^2 + 1 (Boehning, 1992,
+    doi:10.1007/BF00048682). The others, whose steps have a size of their own in each coefficient, take the step
+    that moves a logit by about 0.1.
+    """
+    xp, n_rows = objective.backend.xp, objective.X.shape[0]
+    rows = objective.X[: min(n_rows, 10_000), :]
+    n_steps = -(-n_rows // BATCH_SIZE) * max_epochs
+    if name == "sgd":
+        curvature = 0.5 * (float(xp.sum(rows * rows)) / rows.shape[0] + 1.0)
+        return SGD(CosineSchedule(1.0 / (curvature + objective.penalty.strength), n_steps), momentum=0.9)
+    length = float(xp.sum(xp.abs(rows))) / rows.shape[0] + 1.0
+    return {"adam": Adam, "adamw": AdamW}[name](CosineSchedule(0.1 / length, n_steps))
+
+
+def _zeros(params: Params) -> Params:
+    return {k: namespace(**{k: x}).zeros_like(x) for k, x in params.items()}

@@ -1,0 +1,426 @@
+"""The training loop of the tutorial: mini-batches, a network, a step, a printed loss; on any backend."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from softmax_xp._arrays import (
+    Array,
+    check_finite,
+    check_floating,
+    check_integer,
+    check_labels,
+    check_length,
+    check_probabilities,
+    check_rank,
+    check_real,
+    check_weights,
+    dtype_name,
+    namespace,
+    to_numpy,
+    working_dtype,
+)
+from softmax_xp.backend import Backend, backend_of, select_backend
+from softmax_xp.data import minibatches
+from softmax_xp.models import MLP, Params
+from softmax_xp.objective import row_blocks
+from softmax_xp.solvers import Solution
+from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
+
+INSTALL_PLOT = "pip install 'softmax-xp[plot]'"
+FLUSH_EVERY = 1000  # losses that may wait on the device before they are fetched together
+
+
+@dataclass
+class History:
+    """What happened during `Trainer.fit`.
+
+    Attributes
+    ----------
+    loss : list of float
+        Objective of each mini-batch (its mean loss plus the penalty) before the step it caused.
+    validation_steps : list of int
+        Steps after which the validation data were looked at.
+    validation_loss, validation_accuracy : list of float
+        Mean loss without penalty, and share of rows whose largest logit is at their label.
+    best_step : int or None
+        Where the validation loss was lowest; with `patience` these are the weights the model has.
+    solution : Solution or None
+        The objective and gradient over all rows at the end; `params` are those of the model.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_steps: list[int] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    best_step: int | None = None
+    solution: Solution | None = None
+
+    def plot(self, path: str | None = None) -> Any:
+        """Draw the losses against the step, and write them to `path` (its ending tells the format) if given.
+
+        Returns
+        -------
+        matplotlib.figure.Figure
+
+        Raises
+        ------
+        ImportError
+            Without matplotlib; the message has the command that installs it.
+        """
+        try:
+            figure = import_module("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
+        except ImportError as error:
+            raise ImportError(f"History.plot needs matplotlib: {INSTALL_PLOT}") from error
+        axes = figure.subplots()
+        steps = np.arange(1, len(self.loss) + 1)
+        axes.plot(steps, self.loss, color="0.75", linewidth=0.8, label="mini-batch")
+        width = max(1, len(self.loss) // 50)
+        if width > 1:
+            smooth = np.convolve(self.loss, np.full(width, 1.0 / width), mode="valid")
+            axes.plot(steps[width - 1 :], smooth, label=f"mini-batch, mean of {width}")
+        if self.validation_loss:
+            axes.plot(self.validation_steps, self.validation_loss, marker=".", label="validation")
+        if self.best_step is not None:
+            axes.axvline(self.best_step, color="0.5", linestyle=":", label="best validation loss")
+        axes.set(xlabel="step", ylabel="loss")
+        axes.legend()
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a callback is given.
+
+    Attributes
+    ----------
+    step : int
+        Steps taken so far.
+    loss : float
+        Objective of the last mini-batch.
+    params : dict of arrays
+        The parameters after the step, on the device of the fit; not to be modified.
+    history : History
+        All that has been recorded so far.
+    """
+
+    step: int
+    loss: float
+    params: Params
+    history: History
+
+
+class Trainer:
+    """Train a model on mini-batches.
+
+    The objective is mean_i cross_entropy(logits_i, y_i) + reg / 2 * sum of squared weights; intercepts are not
+    penalised.
+
+    Parameters
+    ----------
+    model : Linear or MLP
+        Its `params` are replaced by the trained ones.
+    optimizer : SGD, Adam or AdamW, optional
+        SGD(learning_rate=1e-2, momentum=0.9) by default.
+    reg : float, not negative, default 0.0
+    batch_size : int, default 256
+        Rows a step; all of them if there are fewer.
+    max_steps : int, default 1000
+    log_every : int or None, default 100
+        Print "iteration 100: loss 1.234567" every so many steps; None prints nothing.
+    device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
+        Where to train; see `select_backend`. The data are placed there once.
+    random_state : int, numpy.random.Generator or None, default 0
+        Seed of the order of the rows; the same on every backend.
+    label_smoothing : float in [0, 1], default 0.0
+    validate_every : int, optional
+        Steps between two looks at the validation data; `log_every`, or else 100, by default.
+    patience : int or None, default None
+        Stop when the validation loss has not improved for so many looks, and take the best weights.
+    callbacks : sequence of callables, default ()
+        Called with a Progress every `log_every` (else 100) steps; one that returns True ends the training.
+    """
+
+    def __init__(
+        self,
+        model: MLP,
+        optimizer: Optimizer | None = None,
+        reg: float = 0.0,
+        batch_size: int = 256,
+        max_steps: int = 1000,
+        log_every: int | None = 100,
+        device: str = "auto",
+        random_state: int | np.random.Generator | None = 0,
+        label_smoothing: float = 0.0,
+        validate_every: int | None = None,
+        patience: int | None = None,
+        callbacks: Sequence[Callable[[Progress], object]] = (),
+    ) -> None:
+        self.model = model
+        self.optimizer = SGD(learning_rate=1e-2, momentum=0.9) if optimizer is None else optimizer
+        self.reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False)
+        self.batch_size = check_integer(batch_size, "batch_size", low=1)
+        self.max_steps = check_integer(max_steps, "max_steps", low=1)
+        self.log_every = None if log_every is None else check_integer(log_every, "log_every", low=1)
+        self.device = device
+        self.random_state = random_state
+        self.label_smoothing = check_real(label_smoothing, "label_smoothing", low=0.0, high=1.0)
+        self.validate_every = (
+            self.log_every or 100 if validate_every is None else check_integer(validate_every, "validate_every", low=1)
+        )
+        self.patience = None if patience is None else check_integer(patience, "patience", low=1)
+        self.callbacks = tuple(callbacks)
+        select_backend(device)  # a device that is not there is refused before any data are loaded
+
+    def fit(
+        self,
+        X: Array,
+        y: Array,
+        validation_data: tuple[Array, Array] | None = None,
+        sample_weight: Array | None = None,
+    ) -> History:
+        """Train the model on X and y, and leave the trained parameters in it.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), real floating, finite
+            Training happens in its dtype (float32 for 16-bit floats).
+        y : array of shape (n_samples,), integers in [0, n_classes); or (n_samples, n_classes), probabilities
+            May be of another library than X.
+        validation_data : (X, y) in the same form, optional
+        sample_weight : array of shape (n_samples,), optional
+            Not negative, not all zero; the mean in the objective is weighted by it.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        TypeError, ValueError
+            For data that do not fit the model or each other.
+        DeviceUnavailableError
+            When `device` cannot be used.
+
+        Warns
+        -----
+        RuntimeWarning
+            When the loss stops being finite; training ends with the last finite weights.
+
+        Notes
+        -----
+        Ctrl-C ends the training; what has been learned so far is kept and returned.
+        """
+        backend = select_backend(self.device, like=X)
+        with backend.context():
+            rows = self._placed(backend, X, y, sample_weight, ("X", "y"))
+            held_out = None
+            if validation_data is not None:
+                held_out = self._placed(backend, *validation_data, None, ("X_val", "y_val"))
+            loop = _Loop(self, rows, held_out)
+            rng = np.random.default_rng(self.random_state)
+            batches = islice(minibatches(backend, rows.n, self.batch_size, rng), self.max_steps)
+            start = self.model.params_on(backend, rows.X.dtype)
+            ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe)
+            solution = loop.finish(ended)
+            home = backend_of(X)
+            self.model.params = {name: home.asarray(x) for name, x in solution.params.items()}
+        loop.history.solution = replace(solution, params=self.model.params)
+        return loop.history
+
+    def _placed(
+        self, backend: Backend, X: Array, y: Array, sample_weight: Array | None, names: tuple[str, str]
+    ) -> _Rows:
+        """Check data where they lie, and return them on the backend."""
+        X_name, y_name = names
+        xp, of_y = namespace(**{X_name: X}), namespace(**{y_name: y})
+        check_rank(X, X_name, 2, "(n_samples, n_features)")
+        check_floating(xp, X, X_name)
+        if X.shape[1] != self.model.n_features:
+            raise ValueError(
+                f"`{X_name}` must have the model's n_features={self.model.n_features} columns, got {X.shape[1]}; "
+                f"make the model for this X."
+            )
+        check_finite(xp, X, X_name)
+        check_length(y, y_name, X.shape[0], X_name)
+        dtype = dtype_name(working_dtype(xp, X.dtype))
+        probabilities = y.ndim == 2 and of_y.isdtype(y.dtype, "real floating")
+        if probabilities:
+            check_probabilities(of_y, y, self.model.n_classes, y_name)
+        else:
+            check_rank(y, y_name, 1, "(n_samples,)")
+            check_labels(of_y, y, self.model.n_classes, y_name)
+        if sample_weight is not None:
+            check_weights(namespace(sample_weight=sample_weight), sample_weight, X.shape[0])
+            sample_weight = backend.asarray(sample_weight, dtype)
+            sample_weight = sample_weight / backend.xp.mean(sample_weight)
+        return _Rows(
+            backend, backend.asarray(X, dtype), backend.asarray(y, dtype if probabilities else None), sample_weight
+        )
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Data on the device; weights, where there are any, have mean 1."""
+
+    backend: Backend
+    X: Array
+    targets: Array
+    weight: Array | None
+
+    @property
+    def n(self) -> int:
+        return int(self.X.shape[0])
+
+    def blocks(self, width: int) -> Iterator[tuple[slice, _Rows]]:
+        """Yield the rows block by block, in order, for activations of `width` numbers a row."""
+        for rows in row_blocks(self.n, width, 8):
+            weight = None if self.weight is None else self.weight[rows]
+            yield rows, _Rows(self.backend, self.X[rows, :], self.targets[rows, ...], weight)
+
+    def at(self, index: Array) -> _Rows:
+        """Return the rows at integer indices."""
+        take = self.backend.xp.take
+        weight = None if self.weight is None else take(self.weight, index, axis=0)
+        return _Rows(self.backend, take(self.X, index, axis=0), take(self.targets, index, axis=0), weight)
+
+
+class _Loop:
+    """What one call of `Trainer.fit` knows while it runs."""
+
+    def __init__(self, trainer: Trainer, rows: _Rows, held_out: _Rows | None) -> None:
+        self.trainer = trainer
+        self.model = trainer.model
+        self.rows = rows
+        self.held_out = held_out
+        self.history = History()
+        self.message = f"max_steps={trainer.max_steps} steps taken"
+        self.stopped_early = False
+        self.pending: list[Array] = []  # losses still on the device
+        self.before: Params = {}  # the parameters that the last pending loss was measured at
+        self.finite: Params = {}  # the last parameters whose loss is known to be finite
+        self.best: Params = {}
+
+    def value_and_grad(self, params: Params, index: Array) -> tuple[Array, Params]:
+        """Return the objective of one mini-batch and its gradient."""
+        self.before = params
+        return self._batch_value_and_grad(params, self.rows.at(index), index.shape[0], self.trainer.reg)
+
+    def observe(self, step: int, value: Array, params: Params) -> bool:
+        """Record a step; return whether to stop."""
+        trainer = self.trainer
+        self.pending.append(value)
+        log = step % (trainer.log_every or 100) == 0
+        look = self.held_out is not None and step % trainer.validate_every == 0
+        if not (log or look or len(self.pending) >= FLUSH_EVERY):
+            return False
+        if not self._flush():
+            return True
+        if log and trainer.log_every is not None:
+            print(f"iteration {step}: loss {self.history.loss[-1]:.6f}", flush=True)
+        if look and self._validate(step, params):
+            return True
+        if log:
+            progress = Progress(step, self.history.loss[-1], params, self.history)
+            answers = [callback(progress) for callback in trainer.callbacks]
+            if any(answers):
+                self.message = f"ended by a callback after {step} steps"
+                return True
+        return False
+
+    def finish(self, ended: Run) -> Solution:
+        """Choose the parameters to keep, and measure objective and gradient over all rows."""
+        if ended.interrupted:
+            self.message = f"interrupted after {ended.n_steps} steps"
+        params = ended.params
+        self._flush()
+        if self.trainer.patience is not None and self.best:
+            params = self.best
+        value, norm = self._over_all(params)
+        if not math.isfinite(value):
+            first = next((i for i, loss in enumerate(self.history.loss, 1) if not math.isfinite(loss)), None)
+            self.message = f"the loss stopped being finite at step {first or ended.n_steps + 1}"
+            warnings.warn(
+                f"{self.message}; the last finite weights are kept. Lower the learning rate, or scale the features.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            params = self.finite or params
+            value, norm = self._over_all(params)
+        return Solution(
+            params=params,
+            objective=value,
+            gradient_norm=norm,
+            n_iter=ended.n_steps,
+            n_evaluations=ended.n_steps,
+            converged=self.stopped_early,
+            message=self.message,
+        )
+
+    def _batch_value_and_grad(self, params: Params, part: _Rows, n: int, reg: float) -> tuple[Array, Params]:
+        """Return sum over `part` of the losses / n, plus the penalty, and the gradient."""
+        xp = part.backend.xp
+        if part.weight is None:
+            weight = xp.full(part.n, 1.0 / n, dtype=part.X.dtype, device=part.backend.device)
+        else:
+            weight = part.weight / n
+        smoothing = self.trainer.label_smoothing
+        return self.model.value_and_grad(params, part.X, part.targets, reg, weight, smoothing)
+
+    def _over_all(self, params: Params) -> tuple[float, float]:
+        """Return the objective over all rows and the norm of its gradient."""
+        total = 0.0
+        total_grads: Params = {}
+        for rows, part in self.rows.blocks(max(self.model.sizes)):
+            reg = self.trainer.reg if rows.start == 0 else 0.0  # the penalty counts once
+            value, grads = self._batch_value_and_grad(params, part, self.rows.n, reg)
+            total += float(value)
+            total_grads = {name: total_grads[name] + g if total_grads else g for name, g in grads.items()}
+        xp = self.rows.backend.xp
+        return total, math.sqrt(sum(float(xp.sum(g * g)) for g in total_grads.values()))
+
+    def _flush(self) -> bool:
+        """Fetch the losses from the device in one transfer; return whether all are finite."""
+        if self.pending:
+            losses = to_numpy(self.rows.backend.xp.stack(self.pending)).tolist()
+            self.pending = []
+            self.history.loss.extend(losses)
+            if not all(map(math.isfinite, losses)):
+                return False
+            self.finite = self.before
+        return True
+
+    def _validate(self, step: int, params: Params) -> bool:
+        """Record loss and accuracy on the held-out rows; return whether patience is at its end."""
+        if self.held_out is None:
+            return False
+        xp = self.rows.backend.xp
+        loss, hits = 0.0, 0
+        for _, part in self.held_out.blocks(max(self.model.sizes)):
+            logits, _ = self.model.forward(params, part.X)
+            loss += float(xp.sum(part.backend.kernels(logits.dtype).cross_entropy(logits, part.targets)))
+            labels = part.targets if part.targets.ndim == 1 else xp.argmax(part.targets, axis=1)
+            hits += int(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels, xp.int64)))
+        history, n = self.history, self.held_out.n
+        history.validation_steps.append(step)
+        history.validation_loss.append(loss / n)
+        history.validation_accuracy.append(hits / n)
+        if history.best_step is None or loss / n < min(history.validation_loss[:-1]):
+            history.best_step, self.best = step, params
+        patience = self.trainer.patience
+        looks_since = len(history.validation_steps) - 1 - history.validation_steps.index(history.best_step)
+        if patience is not None and looks_since >= patience:
+            self.stopped_early = True
+            self.message = f"the validation loss was lowest after {history.best_step} steps"
+            return True
+        return False
