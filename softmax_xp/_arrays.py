@@ -82,7 +82,7 @@ def to_numpy(x: Array) -> np.ndarray:
 
 def dtype_name(dtype: DType) -> str:
     """Return the bare name of a dtype of any library: "float32", "bfloat16", "int64"."""
-    return str(dtype).rsplit(".", 1)[-1]
+    return dtype.__name__ if isinstance(dtype, type) else str(dtype).rsplit(".", 1)[-1]
 
 
 def working_dtype(xp: Namespace, dtype: DType) -> DType:

@@ -89,12 +89,12 @@ class Backend:
             elif is_array(x) and self.name.startswith("cuda") and _on_cuda(x):
                 x = array_api_compat.to_device(self.xp.from_dlpack(x), self.device)
             else:
-                x = to_numpy(x)
-                wanted = dtype_name(dtype if dtype is not None else x.dtype)
-                # NumPy first: the target may not have the dtype of the source, and may refuse read-only memory.
-                if wanted != "bfloat16":
-                    x = x.astype(wanted, copy=self.xp is not array_api_compat.numpy and not x.flags.writeable)
-                x = self.xp.asarray(x, device=self.device)
+                host = to_numpy(x)
+                if dtype is not None and dtype_name(dtype) != "bfloat16":
+                    host = host.astype(dtype_name(dtype), copy=False)  # before, as not every device has its dtype
+                if not (host.flags.writeable or self == _cpu()):
+                    host = host.copy()  # not every library takes read-only memory
+                x = self.xp.asarray(host, device=self.device)
             return x if dtype is None else self.xp.astype(x, dtype, copy=False)
 
     def kernels(self, dtype: DType) -> Kernels:

@@ -100,8 +100,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     -----
     X may be an array of NumPy, CuPy, torch or another array API library, a pandas or polars frame, or a list.
     Predictions come back in the library and on the device of what is predicted, wherever the model was fitted;
-    no option of scikit-learn and no environment variable is needed. Labels that are not numbers come back in
-    NumPy. A pickle holds NumPy arrays only.
+    no option of scikit-learn and no environment variable is needed. Labels that are not numbers come back
+    in NumPy. A pickle holds NumPy arrays only.
 
     Examples
     --------
@@ -223,11 +223,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_is_fitted(self)
         index = self._by_rows(X, lambda xp, logits: xp.argmax(_two_columns(xp, logits), axis=1))
-        if is_numpy(index) or self.classes_.dtype.kind not in "iuf":
+        if is_numpy(index) or self.classes_.dtype.kind not in "biuf":
             return self.classes_[to_numpy(index)]
         home = backend_of(index)
         with home.context():
-            dtype = "int64" if self.classes_.dtype.kind in "iu" else accumulation_dtype(home.xp, home.device)
+            dtype = {"b": "bool", "f": accumulation_dtype(home.xp, home.device)}.get(self.classes_.dtype.kind, "int64")
             return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
 
     def predict_proba(self, X: Any) -> Array:

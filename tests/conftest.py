@@ -1,0 +1,135 @@
+"""The array libraries that the suite runs on, as the fixture `xp`, and the assertion that goes with it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import array_api_compat
+import numpy as np
+import pytest
+from tolerances import TOLERANCE
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Library:
+    """One array library on one device. What is not defined here is the library's own: xp.exp, xp.float32."""
+
+    def __init__(self, name: str):
+        self.name = name
+        self.float_dtypes = ["float32", "float64"]
+        if name.startswith("numpy"):
+            self.namespace, self.device = importlib.import_module("array_api_compat.numpy"), "cpu"
+        elif name.startswith("strict"):
+            self.namespace = importlib.import_module("array_api_strict")
+            self.device = self.namespace.Device(name.partition("-")[2])
+            if name == "strict-no_float64":
+                self.float_dtypes = ["float32"]
+        elif name == "torch":
+            importlib.import_module("torch")
+            self.namespace, self.device = importlib.import_module("array_api_compat.torch"), "cpu"
+            self.device = self.namespace.device("cpu")
+        elif name == "cupy":
+            cupy = importlib.import_module("cupy")
+            cupy.zeros(1)  # raises without a driver
+            self.namespace, self.device = importlib.import_module("array_api_compat.cupy"), cupy.cuda.Device(0)
+
+    def __repr__(self):
+        return self.name
+
+    def __getattr__(self, name):
+        return getattr(self.namespace, name)
+
+    def asarray(self, x, dtype=None):
+        """A NumPy array (or sequence) as a new array of this library; `dtype` is the name of one."""
+        x = np.array(x)
+        dtype = dtype or x.dtype.name
+        if dtype == "float64" and "float64" not in self.float_dtypes:
+            dtype = "float32"
+        if dtype == "bfloat16":
+            return self.namespace.asarray(x.astype("float32"), device=self.device).to(self.namespace.bfloat16)
+        x = self.namespace.asarray(x.astype(dtype), device=self.device)
+        if self.name == "numpy-readonly":
+            x.flags.writeable = False
+        return x
+
+    def to_numpy(self, x):
+        """An array of this library as a NumPy array."""
+        if self.name.startswith("numpy"):
+            return np.asarray(x)
+        if self.name == "cupy":
+            return x.get()
+        if self.name == "torch":
+            return (x.float() if str(x.dtype) == "torch.bfloat16" else x).detach().numpy()
+        return np.from_dlpack(x)
+
+    def assert_here(self, x, dtype, shape):
+        """Assert the namespace, device, dtype and shape of an array."""
+        assert array_api_compat.array_namespace(x) is self.namespace
+        assert array_api_compat.device(x) == self.device
+        assert str(x.dtype).rpartition(".")[2] == dtype
+        assert tuple(x.shape) == tuple(shape)
+
+    def assert_close(self, actual, expected, dtype, quantity, extra=0.0):
+        """Assert where `actual` is, its dtype and shape, and its values within the table's tolerance."""
+        expected = np.asarray(expected, dtype=np.float64)
+        self.assert_here(actual, dtype, expected.shape)
+        relative, absolute = TOLERANCE[quantity][dtype]
+        bound = relative * np.abs(expected).max() + absolute + extra
+        np.testing.assert_allclose(self.to_numpy(actual).astype(np.float64), expected, rtol=0, atol=bound)
+
+
+LIBRARIES = ["numpy", "numpy-readonly", "strict-device1", "strict-no_float64", "torch", "cupy"]
+_ready: dict[str, Library] = {}
+_missing: dict[str, str] = {}
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--require",
+        action="append",
+        default=[],
+        choices=["array_api_strict", "torch", "cupy"],
+        help="fail, instead of skipping, where this library cannot be used",
+    )
+
+
+def pytest_configure(config):
+    for name in LIBRARIES:
+        try:
+            _ready[name] = Library(name)
+        except Exception as error:  # an absent library, or one without its driver
+            _missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:100]}"
+    wanted = {"strict" if name == "array_api_strict" else name for name in config.getoption("--require")}
+    unmet = [f"{name} ({why})" for name, why in _missing.items() if name.partition("-")[0] in wanted]
+    if unmet:
+        raise pytest.UsageError(f"--require: cannot be used here: {', '.join(unmet)}")
+
+
+def pytest_terminal_summary(terminalreporter):
+    terminalreporter.write_line(f"array libraries that ran: {', '.join(_ready)}")
+    for name, why in _missing.items():
+        terminalreporter.write_line(f"array library that was skipped: {name} ({why})")
+
+
+@pytest.fixture(params=LIBRARIES)
+def xp(request):
+    """Each array library in turn."""
+    if request.param in _missing:
+        pytest.skip(f"{request.param}: {_missing[request.param]}")
+    return _ready[request.param]
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(20260)
+
+
+@pytest.fixture
+def python():
+    """The command line of a new interpreter that finds the package under test, and its environment."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return [sys.executable], {**os.environ, "PYTHONPATH": path}

@@ -1,0 +1,443 @@
+"""SoftmaxClassifier: scikit-learn's contract and optimum, on every library, and its refusals."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import pickle
+import subprocess
+import warnings
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning, NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from tolerances import TOLERANCE
+
+import softmax_xp as sx
+from softmax_xp.solvers import stochastic
+
+DATA = {"iris": load_iris, "digits": load_digits, "wine": load_wine}
+
+
+@pytest.fixture(scope="module")
+def standardised():
+    """Name -> (X standardised, y)."""
+    return {name: (StandardScaler().fit_transform(X), y) for name, (X, y) in loaded().items()}
+
+
+def loaded():
+    return {name: load(return_X_y=True) for name, load in DATA.items()}
+
+
+@parametrize_with_checks([sx.SoftmaxClassifier()])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_estimator_keeps_scikit_learns_contract(estimator, check):
+    check(estimator)
+
+
+ARRAY_API_CHECK = """
+import warnings
+from sklearn.utils.estimator_checks import check_estimator
+import softmax_xp
+warnings.simplefilter("ignore")
+results = check_estimator(softmax_xp.SoftmaxClassifier(), on_skip=None)
+print(sum(r["status"] == "passed" for r in results), {r["status"] for r in results})
+"""
+
+
+def test_check_estimator_passes_whole_with_array_api_dispatch(python):
+    """One check needs an environment variable that has to be set before SciPy is imported."""
+    command, environment = python
+    done = subprocess.run(
+        [*command, "-c", ARRAY_API_CHECK],
+        env={**environment, "SCIPY_ARRAY_API": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    count, statuses = done.stdout.split(maxsplit=1)
+    assert int(count) > 50
+    assert statuses.strip() == "{'passed'}"
+
+
+@pytest.mark.parametrize("name", DATA)
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+def test_coefficients_are_newton_choleskys(standardised, name, C):
+    X, y = standardised[name]
+    expected = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-12, max_iter=1000).fit(X, y)
+    ours = sx.SoftmaxClassifier(C=C, tol=1e-8, device="cpu").fit(X, y)
+    assert ours.converged_
+    error = np.abs(ours.coef_ - expected.coef_).max() / np.abs(expected.coef_).max()
+    assert error <= 1e-4
+    np.testing.assert_allclose(ours.predict_proba(X), expected.predict_proba(X), atol=1e-4)
+    np.testing.assert_array_equal(ours.predict(X), expected.predict(X))
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 1.0, 1: 3.0}])
+def test_two_classes_share_one_row_as_in_scikit_learn(standardised, fit_intercept, class_weight):
+    X, y = standardised["wine"]
+    y = (y > 0).astype(int)
+    weight = np.random.default_rng(0).uniform(0.1, 3, size=len(y))
+    options = {"C": 0.5, "fit_intercept": fit_intercept, "class_weight": class_weight}
+    expected = LogisticRegression(solver="newton-cholesky", tol=1e-12, **options).fit(X, y, weight)
+    ours = sx.SoftmaxClassifier(tol=1e-9, device="cpu", **options).fit(X, y, weight)
+    assert ours.coef_.shape == (1, X.shape[1])
+    assert ours.intercept_.shape == (1,)
+    np.testing.assert_allclose(ours.coef_, expected.coef_, atol=1e-6)
+    np.testing.assert_allclose(ours.intercept_, expected.intercept_, atol=1e-6)
+    np.testing.assert_allclose(ours.decision_function(X), expected.decision_function(X), atol=1e-5)
+    np.testing.assert_allclose(ours.predict_log_proba(X), expected.predict_log_proba(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {"setosa": 2.0, "versicolor": 0.5, "virginica": 1.0}])
+def test_weights_and_string_labels_are_scikit_learns(standardised, class_weight):
+    X, y = standardised["iris"]
+    y = load_iris().target_names[y]
+    weight = np.random.default_rng(0).integers(0, 4, size=len(y)).astype(float)
+    expected = LogisticRegression(solver="newton-cholesky", tol=1e-12, class_weight=class_weight).fit(X, y, weight)
+    ours = sx.SoftmaxClassifier(tol=1e-9, class_weight=class_weight, device="cpu").fit(X, y, weight)
+    np.testing.assert_allclose(ours.coef_, expected.coef_, atol=1e-6)
+    np.testing.assert_array_equal(ours.classes_, expected.classes_)
+    np.testing.assert_array_equal(ours.predict(X), expected.predict(X))
+    assert ours.score(X, y, weight) == pytest.approx(expected.score(X, y, weight))
+
+
+def test_no_penalty_is_c_infinity(standardised):
+    X, y = standardised["iris"]
+    keep = y > 0
+    X, y = X[keep], y[keep]  # not separable: there is an optimum
+    ours = sx.SoftmaxClassifier(C=np.inf, tol=1e-8, max_iter=10_000, device="cpu").fit(X, y)
+    expected = LogisticRegression(C=1e12, solver="newton-cholesky", tol=1e-12).fit(X, y)
+    np.testing.assert_allclose(ours.coef_, expected.coef_, rtol=1e-3)
+
+
+def test_objective_is_the_mean_loss_plus_the_scaled_penalty(standardised):
+    X, y = standardised["wine"]
+    ours = sx.SoftmaxClassifier(C=0.3, device="cpu").fit(X, y)
+    expected = log_loss(y, ours.predict_proba(X)) + 0.5 / (0.3 * len(X)) * (ours.coef_**2).sum()
+    assert ours.objective_ == pytest.approx(expected, rel=1e-9)
+    assert ours.gradient_norm_ <= ours.tol
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_every_library_reaches_the_same_optimum(xp, standardised, name):
+    X, y = standardised[name]
+    best = sx.SoftmaxClassifier(tol=1e-9, device="cpu").fit(X, y)
+    for dtype in xp.float_dtypes:
+        X_given, y_given = xp.asarray(X, dtype), xp.asarray(y)
+        # float32 gradients are only known to about 1e-6.
+        ours = sx.SoftmaxClassifier(tol=1e-9 if dtype == "float64" else 1e-5).fit(X_given, y_given)
+        assert ours.objective_ == pytest.approx(best.objective_, rel=TOLERANCE["optimum"][dtype][0])
+        xp.assert_here(ours.coef_, dtype, best.coef_.shape)
+        xp.assert_here(ours.intercept_, dtype, best.intercept_.shape)
+        xp.assert_close(ours.predict_proba(X_given), best.predict_proba(X), dtype, "probability")
+        log_proba = ours.predict_log_proba(X_given)
+        xp.assert_here(log_proba, dtype, (len(X), len(best.classes_)))
+        np.testing.assert_allclose(np.exp(xp.to_numpy(log_proba)), xp.to_numpy(ours.predict_proba(X_given)), atol=1e-6)
+        xp.assert_here(ours.decision_function(X_given), dtype, (len(X), len(best.classes_)))
+        labels = ours.predict(X_given)
+        xp.assert_here(labels, "int64", (len(X),))
+        margin = np.diff(np.sort(best.decision_function(X), axis=1)[:, -2:], axis=1)[:, 0]
+        np.testing.assert_array_equal(xp.to_numpy(labels)[margin > 0.05], best.predict(X)[margin > 0.05])
+        assert ours.score(X_given, y_given) == pytest.approx(best.score(X, y), abs=0.01)
+
+
+def test_predictions_come_back_where_their_input_is(xp, standardised):
+    """Whatever the library that the model was fitted on."""
+    X, y = standardised["iris"]
+    here = sx.SoftmaxClassifier(device="cpu").fit(X, y)
+    there = sx.SoftmaxClassifier().fit(xp.asarray(X), xp.asarray(y))
+    for dtype in xp.float_dtypes:
+        xp.assert_here(here.predict_proba(xp.asarray(X, dtype)), dtype, (150, 3))
+        xp.assert_here(here.predict(xp.asarray(X, dtype)), "int64", (150,))
+    back = there.predict_proba(X)
+    assert isinstance(back, np.ndarray)
+    assert back.dtype == np.float64
+    np.testing.assert_allclose(back, here.predict_proba(X), atol=1e-3)
+    assert isinstance(there.predict(X), np.ndarray)
+
+
+def test_labels_of_another_kind_keep_it(xp, standardised):
+    X, y = standardised["iris"]
+    X_given = xp.asarray(X)
+    names = load_iris().target_names
+    predicted = sx.SoftmaxClassifier().fit(X_given, names[y]).predict(X_given)
+    assert isinstance(predicted, np.ndarray)
+    assert set(predicted) == set(names)
+    predicted = sx.SoftmaxClassifier().fit(X_given, y == 1).predict(X_given)
+    assert xp.to_numpy(predicted).dtype == bool
+    halves = sx.SoftmaxClassifier().fit(X_given, xp.asarray(y.astype(float))).predict(X_given)
+    assert set(xp.to_numpy(halves)) == {0.0, 1.0, 2.0}
+
+
+def test_weights_and_labels_may_come_from_the_host(xp, standardised):
+    X, y = standardised["iris"]
+    w = np.linspace(0.5, 2, len(y))
+    mixed = sx.SoftmaxClassifier(tol=1e-5).fit(xp.asarray(X), y, w)
+    same = sx.SoftmaxClassifier(tol=1e-5).fit(xp.asarray(X), xp.asarray(y), xp.asarray(w))
+    assert mixed.objective_ == pytest.approx(same.objective_, rel=1e-5)
+    assert mixed.score(xp.asarray(X), y, w) == pytest.approx(same.score(xp.asarray(X), xp.asarray(y), xp.asarray(w)))
+
+
+def test_device_cpu_means_numpy_whatever_the_input(xp, standardised):
+    X, y = standardised["iris"]
+    ours = sx.SoftmaxClassifier(device="cpu").fit(xp.asarray(X), xp.asarray(y))
+    assert ours.device_ == "cpu"
+    xp.assert_here(ours.coef_, "float64" if "float64" in xp.float_dtypes else "float32", (3, 4))
+
+
+def test_input_is_not_modified(xp, standardised):
+    X, y = standardised["wine"]
+    X_given, y_given, w = xp.asarray(X), xp.asarray(y), xp.asarray(np.ones(len(y)) * 2)
+    before = [xp.to_numpy(a).copy() for a in (X_given, y_given, w)]
+    sx.SoftmaxClassifier(class_weight="balanced").fit(X_given, y_given, w).predict_proba(X_given)
+    for a, kept in zip((X_given, y_given, w), before, strict=True):
+        np.testing.assert_array_equal(xp.to_numpy(a), kept)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_frames_give_their_feature_names(library, standardised):
+    frames = pytest.importorskip(library)
+    X, y = standardised["iris"]
+    names = ["a", "b", "c", "d"]
+    frame = frames.DataFrame(dict(zip(names, X.T, strict=True)))
+    ours = sx.SoftmaxClassifier(device="cpu").fit(frame, frames.Series(load_iris().target_names[y]))
+    assert list(ours.feature_names_in_) == names
+    assert ours.predict_proba(frame).shape == (150, 3)
+    with pytest.raises(ValueError, match="feature names"):
+        ours.predict(frame[["b", "a", "c", "d"]])
+
+
+def test_log_proba_is_finite_where_proba_underflows():
+    X = np.array([[-1.0], [1.0], [-1.0], [1.0]])
+    ours = sx.SoftmaxClassifier(C=1e3, device="cpu").fit(X, [0, 1, 0, 1])
+    far = np.array([[1e4]])
+    assert ours.predict_proba(far)[0, 0] == 0.0
+    assert -1e6 < ours.predict_log_proba(far)[0, 0] < -1000
+
+
+def test_dtype_decides_the_arithmetic(standardised):
+    X, y = standardised["iris"]
+    for given, dtype, kept in [
+        ("float32", None, "float32"),
+        ("float64", None, "float64"),
+        ("float16", None, "float64"),
+        ("int64", None, "float64"),
+        ("float64", "float32", "float32"),
+        ("float32", "float64", "float64"),
+    ]:
+        ours = sx.SoftmaxClassifier(dtype=dtype, device="cpu", tol=1e-3).fit(X.astype(given), y)
+        assert ours.coef_.dtype == ours.predict_proba(X.astype(given)).dtype == kept
+
+
+def test_warm_start_continues(standardised):
+    X, y = standardised["digits"]
+    cold = sx.SoftmaxClassifier(device="cpu").fit(X, y)
+    warm = clone(cold).set_params(warm_start=True).fit(X, y)
+    warm.fit(X, y)
+    assert warm.n_iter_[0] <= 2 < cold.n_iter_[0]
+    warm.fit(X[:, :5], y)  # another number of features: from the start
+    assert warm.coef_.shape == (10, 5)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "adam", "adamw", stochastic.SGD(0.05, momentum=0.9)])
+def test_stochastic_solvers_come_near_the_optimum(standardised, solver):
+    X, y = standardised["iris"]
+    best = sx.SoftmaxClassifier(tol=1e-8, device="cpu").fit(X, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ours = sx.SoftmaxClassifier(solver=solver, max_iter=2000, random_state=0, device="cpu").fit(X, y)
+    # AdamW's weight decay acts beside the penalty: it minimises something slightly else.
+    assert best.objective_ <= ours.objective_ <= best.objective_ * (1.05 if solver == "adamw" else 1.001)
+    again = clone(ours)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        again.fit(X, y)
+    np.testing.assert_array_equal(again.coef_, ours.coef_)
+
+
+def test_max_iter_ends_with_a_warning_that_says_how_far(standardised):
+    X, y = standardised["digits"]
+    with pytest.warns(ConvergenceWarning, match=r"max_iter=3 steps taken; the gradient's norm is .*tol=0.0001"):
+        ours = sx.SoftmaxClassifier(max_iter=3, device="cpu").fit(X, y)
+    assert not ours.converged_
+    assert ours.n_iter_ == [3]
+
+
+def test_observer_sees_each_step_and_may_end_the_fit(standardised):
+    X, y = standardised["digits"]
+    seen = []
+
+    def observe(iterate):
+        seen.append(iterate)
+        return len(seen) == 4
+
+    with pytest.warns(ConvergenceWarning, match="ended by the observer"):
+        sx.SoftmaxClassifier(device="cpu").fit(X, y, observe=observe)
+    assert [iterate.n_iter for iterate in seen] == [1, 2, 3, 4]
+    assert all(a.objective > b.objective for a, b in itertools.pairwise(seen))
+
+
+def test_ctrl_c_leaves_a_usable_model(standardised):
+    X, y = standardised["digits"]
+
+    def observe(iterate):
+        if iterate.n_iter == 5:
+            raise KeyboardInterrupt
+
+    for solver in ("lbfgs", "sgd"):
+        with pytest.warns(ConvergenceWarning, match="interrupted"):
+            ours = sx.SoftmaxClassifier(solver=solver, device="cpu").fit(X, y, observe=observe)
+        assert ours.score(X, y) > 0.8
+
+
+def test_verbose_prints_progress(standardised, capsys):
+    X, y = standardised["iris"]
+    sx.SoftmaxClassifier(device="cpu").fit(X, y)
+    assert capsys.readouterr().out == ""
+    ours = sx.SoftmaxClassifier(device="cpu", verbose=2).fit(X, y)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == ours.n_iter_[0]
+    assert lines[-1] == (
+        f"iteration {ours.n_iter_[0]}: objective {ours.objective_:.6f}, gradient norm {ours.gradient_norm_:.2e}"
+    )
+
+
+def test_pickle_holds_numpy_arrays_only(xp, standardised):
+    X, y = standardised["iris"]
+    ours = sx.SoftmaxClassifier().fit(xp.asarray(X), xp.asarray(y))
+    data = pickle.dumps(ours)
+    for library in (b"torch", b"array_api_strict", b"cupy"):
+        assert library not in data
+    back = pickle.loads(data)
+    assert back.device_ == "cpu"
+    assert isinstance(back.coef_, np.ndarray)
+    np.testing.assert_allclose(back.predict_proba(X), ours.predict_proba(X), atol=1e-12)
+    xp.assert_here(back.predict(xp.asarray(X)), "int64", (150,))
+    xp.assert_here(ours.coef_, ours.coef_.dtype.__str__().rpartition(".")[2], (3, 4))  # the original stays where it is
+    assert copy.deepcopy(ours).score(X, y) == ours.score(X, y)
+
+
+def test_to_moves_the_coefficients(xp, standardised):
+    X, y = standardised["iris"]
+    ours = sx.SoftmaxClassifier().fit(xp.asarray(X), xp.asarray(y))
+    assert ours.to("cpu") is ours
+    assert isinstance(ours.coef_, np.ndarray)
+    assert ours.device_ == "cpu"
+    xp.assert_here(ours.predict(xp.asarray(X)), "int64", (150,))
+    with pytest.raises(NotFittedError):
+        sx.SoftmaxClassifier().to("cpu")
+
+
+def test_model_works_in_scikit_learns_tools(standardised):
+    X, y = standardised["iris"]
+    pipeline = make_pipeline(StandardScaler(), sx.SoftmaxClassifier(device="cpu"))
+    search = GridSearchCV(pipeline, {"softmaxclassifier__C": [0.1, 1.0, 10.0]}, cv=3).fit(X, y)
+    assert search.best_score_ > 0.9
+    assert "SoftmaxClassifier" in repr(search.best_estimator_)
+
+
+X0, Y0 = np.array([[0.0, 1], [1, 2], [2, 0], [3, 1]]), np.array([0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ({"C": 0.0}, ValueError, r"`C` must lie in \(0, inf\], got 0.0; choose"),
+        ({"C": -1}, ValueError, r"`C` must lie in \(0, inf\], got -1.0; choose"),
+        ({"C": "1"}, TypeError, "`C` must be a real number, got '1'; pass"),
+        ({"C": float("nan")}, ValueError, r"`C` must lie in \(0, inf\], got nan"),
+        ({"tol": 0.0}, ValueError, r"`tol` must lie in \(0, inf\), got 0.0; choose"),
+        ({"tol": -1e-3}, ValueError, r"`tol` must lie in \(0, inf\), got -0.001; choose"),
+        ({"max_iter": 0}, ValueError, "`max_iter` must be at least 1, got 0; choose"),
+        ({"max_iter": 10.5}, TypeError, "`max_iter` must be an integer, got 10.5; pass"),
+        ({"verbose": -1}, ValueError, "`verbose` must be at least 0, got -1; choose"),
+        ({"solver": "newton"}, ValueError, "`solver` must be one of 'auto', 'lbfgs'.*got 'newton'; choose"),
+        ({"solver": None}, ValueError, "`solver` must be one of 'auto', 'lbfgs'.*got None; choose"),
+        ({"dtype": "float16"}, ValueError, "`dtype` must be one of 'float32', 'float64', got 'float16'; choose"),
+        ({"class_weight": "even"}, ValueError, "`class_weight` must be one of 'balanced', got 'even'; choose"),
+        ({"class_weight": {0: -1.0, 1: 1.0}}, ValueError, "`class_weight` must not be negative, got -1.0"),
+        ({"device": "gpu7"}, ValueError, "`device` must be 'auto', 'cpu', 'cuda' or 'cuda:<index>', got 'gpu7'"),
+    ],
+)
+def test_a_bad_parameter_is_refused_at_fit(parameters, error, message):
+    with pytest.raises(error, match=message):
+        sx.SoftmaxClassifier(**parameters).fit(X0, Y0)
+
+
+@pytest.mark.parametrize(
+    ("X", "y", "weight", "error", "message"),
+    [
+        (X0, Y0 * 0 + 7, None, ValueError, "`y` must hold at least two classes, got one class: 7; add"),
+        (X0, Y0[:3], None, ValueError, "inconsistent|one entry per row"),
+        (X0, Y0 + 0.5, None, ValueError, "Unknown label type: continuous"),
+        (X0, [0, 1, np.nan, 1], None, ValueError, "NaN"),
+        (X0[:, 0], Y0, None, ValueError, "(?s)Expected 2D array, got 1D array.*reshape|`X` must have shape"),
+        (X0[None], Y0, None, ValueError, "dim 3|`X` must have shape"),
+        (X0[:0], Y0[:0], None, ValueError, "0 sample|no empty axis"),
+        (X0[:, :0], Y0, None, ValueError, "0 feature|no empty axis"),
+        (np.where(X0 == 3, np.inf, X0), Y0, None, ValueError, "infinity|must be finite"),
+        (X0 + np.array([[np.nan, 0]]), Y0, None, ValueError, "NaN|must be finite, got nan"),
+        (X0 + 1j, Y0, None, (TypeError, ValueError), "[Cc]omplex|real dtype"),
+        (X0, Y0, [1.0, -1, 1, 1], ValueError, "`sample_weight` must not be negative, got -1.0 at row 1"),
+        (X0, Y0, [0.0] * 4, ValueError, "`sample_weight` must not be all zero, got 4 zeros; give"),
+        (X0, Y0, [1.0] * 3, ValueError, "`sample_weight` must have one entry per row.*got 3"),
+        (X0, Y0, [[1.0] * 4], ValueError, r"`sample_weight` must have shape \(n_samples,\)"),
+        (X0, Y0, [1, 1, np.nan, 1], ValueError, "`sample_weight` must be finite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_bad_data_are_refused(xp, X, y, weight, error, message):
+    """On every library alike."""
+    X = xp.asarray(X, "complex64" if np.iscomplexobj(X) else None)
+    with pytest.raises(error, match=message):
+        sx.SoftmaxClassifier().fit(X, y, weight)
+
+
+def test_prediction_refuses_what_fit_did_not_see(xp):
+    ours = sx.SoftmaxClassifier()
+    with pytest.raises(NotFittedError):
+        ours.predict(xp.asarray(X0))
+    ours.fit(xp.asarray(X0), Y0)
+    with pytest.raises(ValueError, match="X has 1 features, but SoftmaxClassifier is expecting 2 features"):
+        ours.predict(xp.asarray(X0[:, :1]))
+    with pytest.raises(ValueError, match=r"NaN|must be finite"):
+        ours.predict_proba(xp.asarray(X0 * np.nan))
+
+
+def test_a_separable_problem_without_penalty_does_not_run_away(standardised):
+    X, y = standardised["iris"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ours = sx.SoftmaxClassifier(C=np.inf, tol=1e-14, device="cpu").fit(X, y == 0)
+    assert np.isfinite(ours.coef_).all()
+    assert ours.score(X, y == 0) == 1.0
+
+
+def test_predictions_do_not_depend_on_blocks(standardised, monkeypatch):
+    from softmax_xp import estimator, objective
+
+    X, y = standardised["iris"]
+    ours = sx.SoftmaxClassifier(device="cpu").fit(X, y)
+    whole = ours.predict_proba(X), ours.predict(X)
+    monkeypatch.setattr(objective, "BLOCK_BYTES", 24 * 7)  # seven rows
+    assert len(list(estimator.row_blocks(150, 3, 8))) == 22
+    np.testing.assert_allclose(ours.predict_proba(X), whole[0], atol=1e-15)
+    np.testing.assert_array_equal(ours.predict(X), whole[1])
+
+
+FORBIDDEN = "SCIPY_ARRAY_API"
+
+
+def test_no_environment_variable_is_needed():
+    assert FORBIDDEN not in os.environ, "the suite shows that the libraries work without it"
