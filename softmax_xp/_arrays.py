@@ -6,10 +6,11 @@ Every message of a check names the argument, the rule, the value found and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import wraps
 from numbers import Integral, Real
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar, cast
 
 import array_api_compat
 import numpy as np
@@ -18,6 +19,7 @@ Array: TypeAlias = Any
 Namespace: TypeAlias = Any
 DType: TypeAlias = Any
 Device: TypeAlias = Any
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def is_array(x: object) -> bool:
@@ -35,7 +37,7 @@ def namespace(**arrays: Array) -> Namespace:
 
     Arguments that are None are left out. TypeError when one is not an array, or when two libraries meet.
     """
-    present = {name: x for name, x in arrays.items() if x is not None}
+    present = {name: x for name, x in arrays.items() if x is not None} or arrays
     for name, x in present.items():
         if not is_array(x):
             raise TypeError(
@@ -61,7 +63,7 @@ def device_context(device: Device) -> AbstractContextManager[Any]:
 
     A CUDA library needs it: its kernels run on the current device, not on that of their arguments.
     """
-    return device if hasattr(device, "__enter__") else nullcontext()
+    return device if hasattr(device, "use") else nullcontext()  # a device that has to be made the current one
 
 
 def to_numpy(x: Array) -> np.ndarray:
@@ -136,6 +138,18 @@ def check_length(x: Array, name: str, n: int, of: str) -> None:
         )
 
 
+def _where_it_lies(check: F) -> F:
+    """Run a check on the device of the array that it looks at, which need not be the one that is computed on."""
+
+    @wraps(check)
+    def on_its_device(xp: Namespace, x: Array, *args: Any, **kwargs: Any) -> Any:
+        with device_context(device_of(x)):
+            return check(xp, x, *args, **kwargs)
+
+    return cast("F", on_its_device)
+
+
+@_where_it_lies
 def check_finite(xp: Namespace, x: Array, name: str) -> None:
     """Raise ValueError where `x` (2-D) holds a NaN or an infinity, naming the first one's place."""
     # A finite sum proves every term finite, in one pass that allocates nothing. Where it overflows, look closer.
@@ -152,6 +166,7 @@ def check_finite(xp: Namespace, x: Array, name: str) -> None:
     )
 
 
+@_where_it_lies
 def check_labels(xp: Namespace, labels: Array, n_classes: int, name: str = "labels") -> None:
     """Raise unless `labels` are integers (TypeError) in [0, n_classes) (ValueError)."""
     if not xp.isdtype(labels.dtype, "integral"):
@@ -168,6 +183,7 @@ def check_labels(xp: Namespace, labels: Array, n_classes: int, name: str = "labe
         )
 
 
+@_where_it_lies
 def check_probabilities(xp: Namespace, targets: Array, n_classes: int, name: str = "labels") -> None:
     """Raise ValueError unless `targets` (n, n_classes) are finite, non-negative rows that sum to one."""
     if targets.ndim != 2 or targets.shape[1] != n_classes:
@@ -191,6 +207,7 @@ def check_probabilities(xp: Namespace, targets: Array, n_classes: int, name: str
         )
 
 
+@_where_it_lies
 def check_weights(xp: Namespace, weights: Array, n: int, name: str = "sample_weight") -> None:
     """Raise unless `weights` (n,) are finite, none negative, and not all zero."""
     check_rank(weights, name, 1, "(n_samples,)")

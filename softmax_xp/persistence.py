@@ -1,5 +1,380 @@
-"""placeholder"""
+"""Models in files: safetensors for the arrays, one JSON text for the rest. Nothing in a file is ever executed."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save as safetensors_bytes
+from sklearn.utils.validation import check_is_fitted
+
+from softmax_xp import __version__
+from softmax_xp._arrays import describe, dtype_name, to_numpy
+from softmax_xp.backend import Backend, select_backend
+from softmax_xp.estimator import SoftmaxClassifier
+from softmax_xp.models import MLP, Linear
+
+__all__ = ["ModelFileError", "load", "save"]
+
+FORMAT_VERSION = 1
+KEY = "softmax_xp"  # of the JSON text in the metadata of the file
+FLOATS = {"F32": "float32", "F64": "float64"}  # safetensors' names
+# How labels may be stored -> what each of them is in JSON.
+LABELS: dict[str, type] = {
+    "bool": bool,
+    **{f"{sign}int{bits}": int for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": float for bits in (16, 32, 64)},
+    "str": str,
+    "object": str,
+}
+
+Model: TypeAlias = SoftmaxClassifier | MLP
+Tensors: TypeAlias = dict[str, np.ndarray]
 
 
-def load(path, device="auto"): ...
-def save(model, path): ...
+class ModelFileError(ValueError):
+    """A file that holds no usable model. One line: the file, the rule, the value found, the remedy."""
+
+
+def save(model: Model, path: str | os.PathLike[str]) -> None:
+    """Write a model to a file that `load` reads on any machine, with or without a GPU.
+
+    The file is in the safetensors format: the arrays, and as metadata one JSON text with everything else.
+    It is written beside `path` first and then takes its place, so that an interrupted save leaves an older
+    file as it was.
+
+    Parameters
+    ----------
+    model : SoftmaxClassifier (fitted), Linear or MLP
+    path : str or path-like
+        By custom it ends in .safetensors.
+
+    Raises
+    ------
+    sklearn.exceptions.NotFittedError
+        For a classifier that has not been fitted.
+    TypeError
+        For another object, a subclass included, and for class labels that are not numbers, booleans or text.
+    ValueError
+        For parameters that are not finite.
+    OSError
+        When the file cannot be written; it names `path`.
+
+    Notes
+    -----
+    Two parameters of the constructor are kept only in their plain forms. A `solver` that is an optimizer is
+    described in the file, under "solver_repr", but comes back as "auto"; a `random_state` that is a generator
+    comes back as None. Both matter to the next fit alone.
+    """
+    if type(model) is SoftmaxClassifier:
+        tensors, record = _classifier_parts(model)
+    elif type(model) in (MLP, Linear):
+        tensors, record = _network_parts(model)
+    else:
+        raise TypeError(f"`model` must be a SoftmaxClassifier, Linear or MLP, got {describe(model)}; pass one of them.")
+    for name, array in tensors.items():
+        if array.dtype.name not in FLOATS.values():
+            raise TypeError(f"`{name}` must be float32 or float64, got {array.dtype}; convert it first.")
+        if not np.isfinite(array).all():
+            raise ValueError(f"`{name}` must be finite, got NaN or infinity; fit the model again.")
+    record = {"format": FORMAT_VERSION, "version": __version__, "kind": type(model).__name__, **record}
+    contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    _write(Path(path), safetensors_bytes(contiguous, {KEY: json.dumps(record)}))
+
+
+def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
+    """Read a model that `save` wrote.
+
+    Parameters
+    ----------
+    path : str or path-like
+    device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
+        Where a SoftmaxClassifier computes its predictions of host data, whatever device it was fitted on;
+        "auto" is the best usable one. A network computes where its X is.
+
+    Returns
+    -------
+    SoftmaxClassifier, Linear or MLP
+        With NumPy arrays, in the dtype they were saved in.
+
+    Raises
+    ------
+    DeviceUnavailableError
+        When `device` cannot be used.
+    FileNotFoundError
+        When there is no such file.
+    ModelFileError
+        When the file is damaged, is no model of this library, or was written by a newer version of it.
+    """
+    backend = select_backend(device)
+    file = os.fspath(path)
+    open(file, "rb").close()  # a missing or unreadable file raises what it raises everywhere
+    with _reading(file), safe_open(file, framework="numpy") as handle:  # checks the header against the file's length
+        record, tensors = _record(file, handle), _Tensors(file, handle)
+        if record.text("kind") == "SoftmaxClassifier":
+            return _classifier(record, tensors, backend)
+        return _network(record, tensors)
+
+
+# --- Models to arrays and JSON ---
+
+
+def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]]:
+    check_is_fitted(model)
+    model._check_parameters()  # or `load` would refuse them
+    parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
+    record: dict[str, Any] = {"parameters": parameters}
+    if isinstance(model.class_weight, dict):  # JSON has no keys but text
+        parameters["class_weight"] = [[_plain(label), _plain(w)] for label, w in model.class_weight.items()]
+    if not isinstance(model.solver, str):
+        parameters["solver"], record["solver_repr"] = "auto", repr(model.solver)
+    if type(parameters["random_state"]) is not int:
+        parameters["random_state"] = None
+    names = getattr(model, "feature_names_in_", None)
+    record |= {
+        "classes": _labels_record(model.classes_),
+        "n_features": int(model.n_features_in_),
+        "feature_names": None if names is None else [str(name) for name in names],
+        "n_iter": int(model.n_iter_[0]),
+        "objective": float(model.objective_),
+        "gradient_norm": float(model.gradient_norm_),
+        "converged": bool(model.converged_),
+        "device": str(model.device_),
+    }
+    return {"coef": to_numpy(model.coef_), "intercept": to_numpy(model.intercept_)}, record
+
+
+def _network_parts(model: MLP) -> tuple[Tensors, dict[str, Any]]:
+    record: dict[str, Any] = {"sizes": model.sizes, "activation": model.activation, "init": model.init}
+    return {name: to_numpy(value) for name, value in model.params.items()}, record
+
+
+def _plain(value: Any) -> Any:
+    """Return a 0-d array or NumPy scalar as Python's own number, and anything else as it is."""
+    return to_numpy(value).item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _labels_record(classes: np.ndarray) -> dict[str, Any]:
+    dtype, values = "str" if classes.dtype.kind == "U" else dtype_name(classes.dtype), classes.tolist()
+    if dtype not in LABELS or not all(isinstance(value, LABELS[dtype]) for value in values):
+        found = f"{values[0]!r} of dtype {classes.dtype}"
+        raise TypeError(
+            f"class labels must be numbers, booleans or text to be saved, got {found}; fit with such labels."
+        )
+    return {"dtype": dtype, "values": values}
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Put `content` at `path` in one step: a reader sees the old file or the new one, never a part."""
+    target = Path(os.path.realpath(path))  # through a symbolic link, as open() goes
+    temporary = target.with_name(f".softmax_xp-{secrets.token_hex(8)}")
+    try:
+        if target.exists() and not target.is_file():  # a device is written, not replaced; a directory raises
+            target.write_bytes(content)
+            return
+        try:
+            with open(temporary, "xb") as stream:  # with the permissions of any new file
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if target.exists():
+                shutil.copymode(target, temporary)
+            os.replace(temporary, target)
+        except BaseException:  # Ctrl-C too
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
+
+
+# --- Arrays and JSON to models; every claim of the file is checked before it is used ---
+
+
+class _Record:
+    """The JSON object of a file, whose fields have the types that are asked for."""
+
+    def __init__(self, file: str, fields: Any, name: str = "") -> None:
+        self.file, self.name = file, name
+        self.fields: dict[str, Any] = fields
+        if not isinstance(fields, dict):
+            raise self.refusal("must be an object", fields)
+
+    def refusal(self, rule: str, found: Any, key: str = "") -> ModelFileError:
+        """Return the error for one field, or for the whole record."""
+        field = ".".join(part for part in (self.name, key) if part) or "the record"
+        return _refusal(self.file, f"{field} {rule}", describe(found))
+
+    def value(self, key: str, *types: type) -> Any:
+        """Return a field that is exactly of one of `types`: True is no int here."""
+        if key not in self.fields:
+            raise self.refusal("must be there", "nothing", key)
+        value = self.fields[key]
+        if type(value) not in types:
+            raise self.refusal(f"must be {' or '.join(kind.__name__ for kind in types)}", value, key)
+        return value
+
+    def text(self, key: str) -> str:
+        """Return a text."""
+        return str(self.value(key, str))
+
+    def count(self, key: str, low: int) -> int:
+        """Return an integer that any array can have as its length, at least `low`."""
+        value = self.value(key, int)
+        if not low <= value < 2**31:
+            raise self.refusal(f"must lie in [{low}, 2**31)", value, key)
+        return int(value)
+
+    def items(self, key: str, kind: type) -> list[Any]:
+        """Return a list with items of one type."""
+        values: list[Any] = self.value(key, list)
+        for value in values:
+            if type(value) is not kind:
+                raise self.refusal(f"must list items of type {kind.__name__}", value, key)
+        return values
+
+    def record(self, key: str) -> _Record:
+        """Return an object inside of this one."""
+        return _Record(self.file, self.value(key, dict), key)
+
+
+class _Tensors:
+    """The arrays of a file, read when their shapes are as expected."""
+
+    def __init__(self, file: str, handle: Any) -> None:
+        self.file, self.handle = file, handle
+
+    def read(self, shapes: dict[str, tuple[int, ...]]) -> Tensors:
+        """Return exactly the arrays named in `shapes`, all of one dtype."""
+        names = sorted(self.handle.keys())
+        if names != sorted(shapes):
+            raise _refusal(self.file, f"the arrays must be {', '.join(shapes)}", describe(names))
+        for name, shape in shapes.items():
+            part = self.handle.get_slice(name)
+            if tuple(part.get_shape()) != shape:
+                raise _refusal(self.file, f"array {name} must have shape {shape}", str(tuple(part.get_shape())))
+            if part.get_dtype() not in FLOATS:
+                raise _refusal(self.file, f"array {name} must be float32 or float64", part.get_dtype())
+        tensors = {name: self.handle.get_tensor(name) for name in shapes}
+        dtypes = sorted({array.dtype.name for array in tensors.values()})
+        if len(dtypes) > 1:
+            raise _refusal(self.file, "all arrays must have one dtype", " and ".join(dtypes))
+        for name, array in tensors.items():
+            if not np.isfinite(array).all():
+                raise _refusal(self.file, f"array {name} must be finite", "NaN or infinity")
+        return tensors
+
+
+def _record(file: str, handle: Any) -> _Record:
+    text = (handle.metadata() or {}).get(KEY)
+    if text is None:
+        remedy = "give a file that softmax_xp.save wrote"
+        raise _refusal(file, f"the metadata must have the key {KEY!r}", "none", remedy)
+    record = _Record(file, json.loads(text))
+    version = record.count("format", 1)
+    if version > FORMAT_VERSION:
+        found = f"format {version}, written by {describe(record.fields.get('version'))}"
+        remedy = "upgrade: pip install -U softmax-xp"
+        raise _refusal(file, f"softmax_xp {__version__} reads format {FORMAT_VERSION}", found, remedy)
+    return record
+
+
+def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> SoftmaxClassifier:
+    model = SoftmaxClassifier(**_parameters(record.record("parameters")))
+    try:
+        model._check_parameters()
+    except (TypeError, ValueError) as error:
+        raise _refusal(record.file, "the parameters must be valid", str(error).rstrip(".")) from error
+    classes = _labels(record.record("classes"))
+    n_features = record.count("n_features", 1)
+    n_rows = 1 if len(classes) == 2 else len(classes)
+    arrays = tensors.read({"coef": (n_rows, n_features), "intercept": (n_rows,)})
+    if record.value("feature_names", list, type(None)) is not None:
+        names = record.items("feature_names", str)
+        if len(names) != n_features:
+            raise record.refusal(f"must have {n_features} names", len(names), "feature_names")
+        model.feature_names_in_ = np.array(names, dtype=object)
+    model.coef_, model.intercept_ = arrays["coef"], arrays["intercept"]
+    model.classes_ = classes
+    model.n_features_in_ = n_features
+    model.n_iter_ = np.array([record.count("n_iter", 0)], dtype=np.int32)
+    model.objective_ = record.value("objective", float)
+    model.gradient_norm_ = record.value("gradient_norm", float)
+    model.converged_ = record.value("converged", bool)
+    record.text("device")  # of the fit: for readers of the file
+    model.device_ = model._host_device = backend.name
+    return model
+
+
+def _parameters(record: _Record) -> dict[str, Any]:
+    unknown = sorted(set(record.fields) - set(SoftmaxClassifier().get_params()))
+    if unknown:  # a missing one, that an older version did not have yet, takes its default
+        raise record.refusal(f"must be what softmax_xp {__version__} knows", unknown)
+    record.text("solver")
+    record.text("device")
+    record.value("fit_intercept", bool)
+    record.value("warm_start", bool)
+    record.value("random_state", int, type(None))
+    parameters = dict(record.fields)
+    pairs = record.value("class_weight", str, list, type(None))
+    if isinstance(pairs, list):
+        parameters["class_weight"] = {label: float(weight) for label, weight in pairs}
+    return parameters
+
+
+def _labels(record: _Record) -> np.ndarray:
+    dtype = record.text("dtype")
+    if dtype not in LABELS:
+        raise record.refusal(f"must be one of {', '.join(LABELS)}", dtype, "dtype")
+    values = record.items("values", LABELS[dtype])
+    if len(values) < 2 or any(a >= b for a, b in pairwise(values)):
+        raise record.refusal("must be two or more, in ascending order", values, "values")
+    classes = np.array(values, dtype=dtype)
+    if classes.tolist() != values:
+        raise record.refusal(f"must be exact in {dtype}", values, "values")
+    return classes
+
+
+def _network(record: _Record, tensors: _Tensors) -> MLP:
+    kind, sizes = record.text("kind"), record.items("sizes", int)
+    if kind not in ("Linear", "MLP"):
+        raise record.refusal("must be SoftmaxClassifier, Linear or MLP", kind, "kind")
+    if len(sizes) < 2 or min(sizes) < 1 or (kind == "Linear" and len(sizes) > 2):
+        raise record.refusal("must be the width of each layer", sizes, "sizes")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, shape in enumerate(pairwise(sizes), start=1):
+        number = "" if kind == "Linear" else layer
+        shapes |= {f"W{number}": shape, f"b{number}": shape[1:]}
+    params = tensors.read(shapes)
+    activation, init = record.text("activation"), record.text("init")
+    model = Linear(*sizes) if kind == "Linear" else MLP(sizes, activation, init)
+    model.params = dict(params)
+    return model
+
+
+@contextmanager
+def _reading(file: str) -> Iterator[None]:
+    """Turn whatever a parser raises on bytes it does not understand into a refusal."""
+    try:
+        yield
+    except (ModelFileError, MemoryError):
+        raise
+    except Exception as error:  # safetensors', json's and UTF-8's
+        found = f"{type(error).__name__}: {error}"
+        found = found if len(found) <= 160 else found[:157] + "..."
+        raise _refusal(file, "must be a model that softmax_xp.save wrote", found) from error
+
+
+def _refusal(
+    file: str, rule: str, found: str, remedy: str = "the file is damaged or no model; save it again"
+) -> ModelFileError:
+    return ModelFileError(" ".join(f"{file}: {rule}, got {found}; {remedy}".splitlines()))

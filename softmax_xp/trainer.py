@@ -23,6 +23,7 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
+    describe,
     dtype_name,
     namespace,
     to_numpy,
@@ -168,6 +169,11 @@ class Trainer:
     ) -> None:
         self.model = model
         self.optimizer = SGD(learning_rate=1e-2, momentum=0.9) if optimizer is None else optimizer
+        if isinstance(self.optimizer, type) or not hasattr(self.optimizer, "step"):
+            raise TypeError(
+                f"`optimizer` must be SGD, Adam, AdamW or alike, got {describe(optimizer)}; "
+                f"pass an instance, for example softmax_xp.Adam(learning_rate=1e-3)."
+            )
         self.reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False)
         self.batch_size = check_integer(batch_size, "batch_size", low=1)
         self.max_steps = check_integer(max_steps, "max_steps", low=1)
@@ -179,6 +185,10 @@ class Trainer:
             self.log_every or 100 if validate_every is None else check_integer(validate_every, "validate_every", low=1)
         )
         self.patience = None if patience is None else check_integer(patience, "patience", low=1)
+        if callable(callbacks) or not all(map(callable, callbacks)):
+            raise TypeError(
+                f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
+            )
         self.callbacks = tuple(callbacks)
         select_backend(device)  # a device that is not there is refused before any data are loaded
 
@@ -222,15 +232,21 @@ class Trainer:
         Ctrl-C ends the training; what has been learned so far is kept and returned.
         """
         backend = select_backend(self.device, like=X)
-        with backend.context():
+        # Overflow is told once, by the loss that it leads to, and not by each operation on the way there.
+        with backend.context(), np.errstate(over="ignore", invalid="ignore"):
             rows = self._placed(backend, X, y, sample_weight, ("X", "y"))
             held_out = None
             if validation_data is not None:
+                if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
+                    raise TypeError(
+                        f"`validation_data` must be a pair (X_val, y_val), got {describe(validation_data)}; "
+                        f"pass both in a tuple."
+                    )
                 held_out = self._placed(backend, *validation_data, None, ("X_val", "y_val"))
-            loop = _Loop(self, rows, held_out)
             rng = np.random.default_rng(self.random_state)
             batches = islice(minibatches(backend, rows.n, self.batch_size, rng), self.max_steps)
             start = self.model.params_on(backend, rows.X.dtype)
+            loop = _Loop(self, rows, held_out, start)
             ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe)
             solution = loop.finish(ended)
             home = backend_of(X)
@@ -252,13 +268,14 @@ class Trainer:
                 f"make the model for this X."
             )
         check_finite(xp, X, X_name)
-        check_length(y, y_name, X.shape[0], X_name)
         dtype = dtype_name(working_dtype(xp, X.dtype))
         probabilities = y.ndim == 2 and of_y.isdtype(y.dtype, "real floating")
+        if not probabilities:
+            check_rank(y, y_name, 1, "(n_samples,)")
+        check_length(y, y_name, X.shape[0], X_name)
         if probabilities:
             check_probabilities(of_y, y, self.model.n_classes, y_name)
         else:
-            check_rank(y, y_name, 1, "(n_samples,)")
             check_labels(of_y, y, self.model.n_classes, y_name)
         if sample_weight is not None:
             check_weights(namespace(sample_weight=sample_weight), sample_weight, X.shape[0])
@@ -298,7 +315,7 @@ class _Rows:
 class _Loop:
     """What one call of `Trainer.fit` knows while it runs."""
 
-    def __init__(self, trainer: Trainer, rows: _Rows, held_out: _Rows | None) -> None:
+    def __init__(self, trainer: Trainer, rows: _Rows, held_out: _Rows | None, start: Params) -> None:
         self.trainer = trainer
         self.model = trainer.model
         self.rows = rows
@@ -307,19 +324,21 @@ class _Loop:
         self.message = f"max_steps={trainer.max_steps} steps taken"
         self.stopped_early = False
         self.pending: list[Array] = []  # losses still on the device
-        self.before: Params = {}  # the parameters that the last pending loss was measured at
-        self.finite: Params = {}  # the last parameters whose loss is known to be finite
+        self.current = start  # the parameters of the step that is being taken
+        self.before = start  # the parameters that the last pending loss was measured at
+        self.finite = start  # the last parameters whose loss is known to be finite
         self.best: Params = {}
 
     def value_and_grad(self, params: Params, index: Array) -> tuple[Array, Params]:
         """Return the objective of one mini-batch and its gradient."""
-        self.before = params
+        self.current = params
         return self._batch_value_and_grad(params, self.rows.at(index), index.shape[0], self.trainer.reg)
 
     def observe(self, step: int, value: Array, params: Params) -> bool:
         """Record a step; return whether to stop."""
         trainer = self.trainer
         self.pending.append(value)
+        self.before = self.current
         log = step % (trainer.log_every or 100) == 0
         look = self.held_out is not None and step % trainer.validate_every == 0
         if not (log or look or len(self.pending) >= FLUSH_EVERY):
@@ -347,16 +366,17 @@ class _Loop:
         if self.trainer.patience is not None and self.best:
             params = self.best
         value, norm = self._over_all(params)
-        if not math.isfinite(value):
-            first = next((i for i, loss in enumerate(self.history.loss, 1) if not math.isfinite(loss)), None)
+        first = next((i for i, loss in enumerate(self.history.loss, 1) if not math.isfinite(loss)), None)
+        if first is not None or not math.isfinite(value):
             self.message = f"the loss stopped being finite at step {first or ended.n_steps + 1}"
             warnings.warn(
                 f"{self.message}; the last finite weights are kept. Lower the learning rate, or scale the features.",
                 RuntimeWarning,
                 stacklevel=3,
             )
-            params = self.finite or params
-            value, norm = self._over_all(params)
+            if not math.isfinite(value):
+                params = self.finite
+                value, norm = self._over_all(params)
         return Solution(
             params=params,
             objective=value,

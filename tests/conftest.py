@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tolerances import TOLERANCE
 
-ROOT = Path(__file__).resolve().parent.parent
+import softmax_xp
 
 
 class Library:
@@ -131,5 +131,5 @@ def rng():
 @pytest.fixture
 def python():
     """The command line of a new interpreter that finds the package under test, and its environment."""
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(Path(softmax_xp.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return [sys.executable], {**os.environ, "PYTHONPATH": path}

@@ -117,7 +117,7 @@ def _shifted(xp: Namespace, logits: Array, axis: int) -> Array:
 def _row_losses(xp: Namespace, z: Array, s: Array, targets: Array, smoothing: float, axis: int) -> Array:
     """Return sum_k t_k (log(s) - z_k) for each row, where s = sum(exp(z))."""
     if targets.ndim == 1:
-        index = xp.expand_dims(targets, axis=axis)
+        index = xp.expand_dims(xp.astype(targets, xp.int64, copy=False), axis=axis)  # some libraries index by no other
         true = xp.squeeze(xp.take_along_axis(z, index, axis=axis), axis=axis)
         if smoothing == 0.0:
             return xp.log(s) - true
@@ -132,7 +132,8 @@ def _probabilities(xp: Namespace, z: Array, targets: Array, smoothing: float, ax
     """Return the smoothed target probabilities in the shape and dtype of `z`."""
     n_classes = z.shape[axis]
     if targets.ndim == 1:
-        classes = xp.arange(n_classes, dtype=targets.dtype, device=device_of(targets))
+        targets = xp.astype(targets, xp.int64, copy=False)  # int8 labels may belong to 300 classes
+        classes = xp.arange(n_classes, dtype=xp.int64, device=device_of(targets))
         across = classes[None, :] if axis in (1, -1) else classes[:, None]
         targets = across == xp.expand_dims(targets, axis=axis)
     t = xp.astype(targets, z.dtype)

@@ -177,7 +177,7 @@ def _wolfe_point(
     for trial in range(1, MAX_TRIALS + 1):
         point = _evaluate(xp, value_and_grad, start.x, direction, step)
         decrease = point.value <= start.value + SUFFICIENT_DECREASE * step * slope or (
-            point.value <= start.value + noise and point.slope <= (2 * SUFFICIENT_DECREASE - 1) * slope
+            abs(point.value - start.value) <= noise and point.slope <= (2 * SUFFICIENT_DECREASE - 1) * slope
         )
         if not (math.isfinite(point.value) and decrease and point.value <= low.value + noise):
             high = point
@@ -193,7 +193,8 @@ def _wolfe_point(
             step = _interpolated(low, high)
             if step in (low.step, high.step):
                 break
-    return (low if low.step > 0.0 else None), trial
+    # A step that is lost in rounding leaves x where it was: to take it would be to stand there until max_iter.
+    return (low if low.step > 0.0 and bool(xp.any(low.x != start.x)) else None), trial
 
 
 def _interpolated(low: _Point, high: _Point) -> float:

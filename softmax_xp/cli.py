@@ -1,0 +1,588 @@
+"""The command softmax-xp: train, predict, evaluate, devices. All printing is here."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from enum import StrEnum
+from errno import EACCES, EISDIR, ENOENT, ENOTDIR
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from softmax_xp import __version__
+
+# NumPy, scikit-learn and rich are imported where they are used, so that --help answers at once.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from softmax_xp import SoftmaxClassifier
+    from softmax_xp.readers import Table
+    from softmax_xp.solvers import Iterate
+
+INSTALL_PLOT = "pip install 'softmax-xp[plot]'"
+INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
+MANY_CLASSES = 20  # of more, only the most confused pairs are printed
+MOST_CONFUSED = 10
+SCORES = ("precision", "recall", "f1")
+
+Observer: TypeAlias = "Callable[[Iterate], None]"
+
+
+class Solver(StrEnum):
+    """What --solver takes."""
+
+    AUTO = "auto"
+    LBFGS = "lbfgs"
+    SGD = "sgd"
+    ADAM = "adam"
+    ADAMW = "adamw"
+
+
+class Precision(StrEnum):
+    """What --dtype takes."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+class ClassWeight(StrEnum):
+    """What --class-weight takes."""
+
+    BALANCED = "balanced"
+
+
+ModelFile: TypeAlias = Annotated[Path, typer.Argument(help="A file that train wrote.", show_default=False)]
+DataFile: TypeAlias = Annotated[Path, typer.Argument(help="Like that of train.", show_default=False)]
+Target: TypeAlias = Annotated[
+    str | None, typer.Option(help="Column or array with the labels; for .npy and IDX their file.", show_default=False)
+]
+Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>; softmax-xp devices lists them.")]
+Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    """Softmax regression to the exact optimum, on the CPU or a CUDA GPU.
+
+    softmax-xp train, without any file, is a first try with scikit-learn's digits.
+    """
+    if version:
+        typer.echo(f"softmax-xp {__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="A .csv, .csv.gz, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
+    ] = None,
+    test: Annotated[
+        Path | None, typer.Option(help="A file to test on, instead of held-out rows.", show_default=False)
+    ] = None,
+    target: Target = None,
+    device: Device = "auto",
+    solver: Annotated[Solver, typer.Option(help="auto is lbfgs; the last three take mini-batches.")] = Solver.AUTO,
+    C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
+    tol: Annotated[float, typer.Option(help="Gradient norm at which the fit has converged.")] = 1e-4,
+    max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,
+    standardize: Annotated[bool, typer.Option("--standardize", help="Scale features to mean 0, variance 1.")] = False,
+    class_weight: Annotated[
+        ClassWeight | None, typer.Option(help="Let all classes weigh the same.", show_default=False)
+    ] = None,
+    holdout: Annotated[float, typer.Option(help="Share of the rows held out for testing; 0 for none.")] = 0.2,
+    dtype: Annotated[Precision, typer.Option(help="Precision of the arithmetic.")] = Precision.FLOAT32,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws held-out rows and mini-batches.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model.")] = Path("model.safetensors"),
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw objective and gradient norm into this image.", show_default=False)
+    ] = None,
+    as_json: Json = False,
+) -> int:
+    """Train a classifier, test it on held-out rows, and write it to a file.
+
+    The loss is the mean cross-entropy plus the penalty. With --standardize the
+    scaling becomes part of the coefficients, so that the model takes features as
+    they are in the file.
+
+    [bold]Examples[/bold]
+
+    softmax-xp train
+
+    softmax-xp train iris.csv --target species --standardize
+
+    softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte --device cuda
+
+    softmax-xp train X.npy --C inf --max-iter 5000 --plot curves.png --output probe.safetensors
+    """
+    import numpy as np
+    from sklearn.preprocessing import StandardScaler
+
+    from softmax_xp import SoftmaxClassifier, select_backend
+    from softmax_xp._arrays import check_real
+
+    # What can be refused is refused before the data are read.
+    check_real(C, "--C", low=0.0, include_low=False)
+    check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False)
+    check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False)
+    select_backend(device)
+    _check_writable(output)
+    figure = None if plot is None else _figure(plot)
+
+    table = _training_table(data, target)
+    if test is None:
+        X, y, X_test, y_test = _split(table, holdout, seed)
+    else:
+        X, y = table.X, np.asarray(table.y)
+        X_test, y_test = _test_rows(test, target, table)
+    scaler = StandardScaler().fit(X) if standardize else None
+    model = SoftmaxClassifier(
+        C=C,
+        tol=tol,
+        class_weight=None if class_weight is None else class_weight.value,
+        max_iter=max_iter,
+        random_state=seed,
+        solver=solver.value,
+        device=device,
+        dtype=dtype.value,
+    )
+    start = time.perf_counter()
+    curve, interrupted = _fit(model, X if scaler is None else scaler.transform(X), y, quiet=as_json)
+    seconds = time.perf_counter() - start
+    if scaler is not None:
+        _fold(model, scaler.mean_, scaler.scale_)
+    _name_features(model, table.feature_names)
+    model.save(output)
+    if plot is not None:
+        _draw(figure, curve, plot)
+
+    report = {
+        "device": model.device_,
+        "n_samples": X.shape[0],
+        "n_features": X.shape[1],
+        "classes": model.classes_.tolist(),
+        "objective": model.objective_,
+        "gradient_norm": model.gradient_norm_,
+        "n_iter": int(model.n_iter_[0]),
+        "converged": model.converged_,
+        "seconds": seconds,
+        "train_accuracy": model.score(X, y),
+        "test_accuracy": model.score(X_test, y_test) if len(X_test) else None,
+        "test_rows": len(X_test),
+        "output": str(output),
+    }
+    if as_json:
+        typer.echo(json.dumps(report))
+    else:
+        size = f"{X.shape[0]} rows, {X.shape[1]} features, {len(model.classes_)} classes"
+        _print_line("data", f"{table.source}: {size}")
+        _print_line("device", model.device_)
+        _print_line("final loss", f"{model.objective_:.6f}")
+        _print_line("gradient norm", f"{model.gradient_norm_:.1e}")
+        _print_line("iterations", f"{report['n_iter']} in {seconds:.2f} s")
+        _print_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)")
+        if len(X_test):
+            name = "held-out accuracy" if test is None else "test accuracy"
+            _print_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)")
+        if plot is not None:
+            typer.echo(f"curves written to {plot}")
+        typer.echo(f"model written to {output}")
+    return INTERRUPTED if interrupted else 0
+
+
+@app.command()
+def predict(
+    model: ModelFile,
+    data: DataFile,
+    proba: Annotated[bool, typer.Option("--proba", help="The probability of each class instead of labels.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A .csv file, instead of the screen.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Predict the label of each row, as CSV with a header.
+
+    The columns that the model was trained on are found by their names, in any
+    order; others are ignored.
+
+    [bold]Examples[/bold]
+
+    softmax-xp predict model.safetensors new.csv
+
+    softmax-xp predict model.safetensors new.csv --proba --output probabilities.csv
+    """
+    if output is not None:
+        _check_writable(output)
+    classifier, table = _model_and_table(model, data, device, need_target=False)
+    values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
+    with open(output, "w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(classifier.classes_ if proba else ["label"])
+        writer.writerows(values)
+
+
+@app.command()
+def evaluate(
+    model: ModelFile, data: DataFile, target: Target = None, device: Device = "auto", as_json: Json = False
+) -> None:
+    """Compare a model's predictions with the labels in a file.
+
+    Prints accuracy, log-loss (the mean of -log of the probability that the true
+    class was given), precision, recall and F1 of each class, and which classes are
+    taken for which.
+
+    [bold]Examples[/bold]
+
+    softmax-xp evaluate model.safetensors test.csv --target species
+
+    softmax-xp evaluate model.safetensors t10k-images-idx3-ubyte --json
+    """
+    classifier, table = _model_and_table(model, data, device, target=target)
+    report: dict[str, Any] = {"device": classifier.device_, "n_samples": len(table.X)} | _scores(classifier, table)
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    _print_line("data", f"{table.source}: {report['n_samples']} rows")
+    _print_line("device", report["device"])
+    _print_line("accuracy", f"{report['accuracy']:.4f}")
+    _print_line("log-loss", f"{report['log_loss']:.6f}")
+    names = [row["label"] for row in report["classes"]]
+    scores = [[row["label"], *(f"{row[k]:.4f}" for k in SCORES), row["support"]] for row in report["classes"]]
+    _print_table("Scores of each class", ["class", *SCORES, "support"], scores)
+    if len(names) <= MANY_CLASSES:
+        counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
+        matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names]
+        _print_table("Confusion: true classes down, predicted ones across", ["", *names], matrix)
+    else:
+        mistakes = [list(pair.values()) for pair in report["confusion"] if pair["true"] != pair["predicted"]]
+        mistakes = sorted(mistakes, key=lambda row: -row[2])[:MOST_CONFUSED]
+        _print_table(f"The {MOST_CONFUSED} most confused pairs", ["true", "predicted", "rows"], mistakes)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """List the devices of this machine and, where one cannot be used, why.
+
+    [bold]Examples[/bold]
+
+    softmax-xp devices
+
+    softmax-xp devices --json
+    """
+    from softmax_xp import devices
+
+    found = devices()
+    if as_json:
+        typer.echo(json.dumps({"devices": [asdict(device) for device in found]}))
+        return
+    rows = [
+        [
+            device.name,
+            device.description,
+            "" if device.memory is None else f"{device.memory / 2**30:.1f} GiB",
+            "yes" if device.usable else "no",
+            device.reason,
+        ]
+        for device in found
+    ]
+    _print_table("", ["device", "description", "memory", "usable", "reason"], rows)
+
+
+# --- Data in ---
+
+
+def _training_table(data: Path | None, target: str | None) -> Table:
+    from softmax_xp.readers import Table, read_table
+
+    if data is not None:
+        return read_table(data, target=target)
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    return Table(X / 16.0, y, None, "scikit-learn's digits")
+
+
+def _split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Return X, y for training and X, y held out, drawn class by class where every class has rows for both."""
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    X: Any = table.X
+    y: Any = table.y
+    if holdout == 0.0:
+        return X, y, X[:0], y[:0]
+    classes, counts = np.unique(y, return_counts=True)
+    n_test = math.ceil(holdout * len(y))
+    by_class = counts.min() > 1 and len(classes) <= min(n_test, len(y) - n_test)
+    X, X_test, y, y_test = train_test_split(
+        X, y, test_size=holdout, stratify=y if by_class else None, random_state=seed
+    )
+    unlearned = np.setdiff1d(classes, y).tolist()
+    if unlearned:
+        _warn(f"all rows of class {_listed(unlearned)} are held out; use --holdout 0 or --test to train on them")
+    return X, y, X_test, y_test
+
+
+def _test_rows(test: Path, target: str | None, trained: Table) -> tuple[Any, Any]:
+    import numpy as np
+
+    from softmax_xp.readers import read_table
+
+    if target is not None and trained.feature_names is None and os.path.isfile(target):
+        target = None  # the file with the labels of the other file; this one's is found by its name
+    table = read_table(test, target=target, features=trained.feature_names)
+    classes: Any = np.unique(np.asarray(trained.y))
+    return table.X, classes[_class_indices(table, classes)]
+
+
+def _model_and_table(
+    model: Path, data: Path, device: str, target: str | None = None, need_target: bool = True
+) -> tuple[SoftmaxClassifier, Table]:
+    from softmax_xp import SoftmaxClassifier
+    from softmax_xp.readers import read_table
+
+    classifier = SoftmaxClassifier.load(model, device=device)
+    names = getattr(classifier, "feature_names_in_", None)
+    return classifier, read_table(data, target=target, features=names, need_target=need_target)
+
+
+def _class_indices(table: Table, classes: np.ndarray) -> np.ndarray:
+    """Return the index of each row's label in `classes`; the text "1" and the number 1 are the same label."""
+    import numpy as np
+
+    known = {key: index for index, label in enumerate(classes.tolist()) for key in (label, str(label))}
+    labels, inverse = np.unique(np.asarray(table.y), return_inverse=True)
+    indices = [known.get(label, known.get(str(label))) for label in labels.tolist()]
+    unseen = [label for label, index in zip(labels.tolist(), indices, strict=True) if index is None]
+    if unseen:
+        raise ValueError(
+            f"{table.source}: labels must be among those trained on, {_listed(classes.tolist())}, "
+            f"got {_listed(unseen)}; leave out such rows, or train with them"
+        )
+    return np.asarray(indices)[inverse]
+
+
+# --- Fit and scores ---
+
+
+def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> tuple[list[Iterate], bool]:
+    """Fit with a progress line, where someone watches; return all iterates, and whether Ctrl-C ended the fit."""
+    from sklearn.exceptions import ConvergenceWarning
+
+    curve: list[Iterate] = []
+    with warnings.catch_warnings(record=True) as caught, _progress(quiet or not sys.stderr.isatty()) as show:
+        warnings.simplefilter("always", ConvergenceWarning)
+
+        def observe(iterate: Iterate) -> None:
+            curve.append(iterate)
+            show(iterate)
+
+        model.fit(X, y, observe=observe)
+    for warning in caught:
+        _warn(warning.message)
+    return curve, any(
+        issubclass(warning.category, ConvergenceWarning) and ": interrupted" in str(warning.message)
+        for warning in caught
+    )
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Observer]:
+    """Yield what shows an iterate on stderr."""
+    if quiet:
+        yield lambda iterate: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("fitting", total=None)
+
+        def show(iterate: Iterate) -> None:
+            text = f"objective {iterate.objective:.6f}  gradient norm {iterate.gradient_norm:.1e}"
+            progress.update(task, description=f"iteration {iterate.n_iter}  {text}")
+
+        yield show
+
+
+def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
+    """Make a model of (X - mean) / scale one of X."""
+    import numpy as np
+
+    dtype = model.coef_.dtype
+    coef = model.coef_.astype(np.float64) / scale  # (K, D)
+    model.intercept_ = (model.intercept_ - coef @ mean).astype(dtype)
+    model.coef_ = coef.astype(dtype)
+
+
+def _name_features(model: SoftmaxClassifier, names: list[str] | None) -> None:
+    import numpy as np
+
+    if names is not None:
+        model.feature_names_in_ = np.array(names, dtype=object)
+
+
+def _scores(classifier: SoftmaxClassifier, table: Table) -> dict[str, Any]:
+    import numpy as np
+    from sklearn.metrics import precision_recall_fscore_support
+
+    from softmax_xp.objective import row_blocks
+
+    classes = classifier.classes_
+    true = _class_indices(table, classes)  # (n,)
+    predicted = np.searchsorted(classes, classifier.predict(table.X))  # (n,)
+    loss = 0.0
+    for rows in row_blocks(len(true), len(classes), 8):
+        log_proba = classifier.predict_log_proba(table.X[rows])  # (m, K)
+        loss -= float(np.sum(log_proba[np.arange(len(log_proba)), true[rows]], dtype=np.float64))
+    scores = precision_recall_fscore_support(true, predicted, labels=np.arange(len(classes)), zero_division=0.0)
+    pairs, counts = np.unique(np.stack([true, predicted]), axis=1, return_counts=True)
+    labels = classes.tolist()
+    return {
+        "accuracy": float(np.mean(true == predicted)),
+        "log_loss": loss / len(true),
+        "classes": [
+            dict(zip(("label", *SCORES, "support"), row, strict=True))
+            for row in zip(labels, *(score.tolist() for score in scores), strict=True)
+        ],
+        "confusion": [
+            {"true": labels[i], "predicted": labels[j], "rows": n}
+            for i, j, n in zip(*pairs.tolist(), counts.tolist(), strict=True)
+        ],
+    }
+
+
+# --- Files out ---
+
+
+def _check_writable(path: Path) -> None:
+    """Raise before the work is done what open() would raise after it."""
+    folder = path.parent
+    code = 0
+    if path.is_dir():
+        code = EISDIR
+    elif path.exists() and not path.is_file():  # a device, such as /dev/null
+        code = 0 if os.access(path, os.W_OK) else EACCES
+    elif not folder.is_dir():
+        code, path = (ENOTDIR if folder.exists() else ENOENT), folder
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        code, path = EACCES, folder
+    if code:
+        raise OSError(code, os.strerror(code), str(path))
+
+
+def _figure(path: Path) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(f"--plot needs matplotlib; install it: {INSTALL_PLOT}") from error
+    _check_writable(path)
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    if path.suffix[1:].lower() not in figure.canvas.get_supported_filetypes():
+        raise ValueError(f"--plot must end in .png, .pdf, .svg or the like, got {str(path)!r}; for example curves.png")
+    return figure
+
+
+def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
+    above, below = figure.subplots(2, sharex=True)
+    steps = [iterate.n_iter for iterate in curve]
+    above.plot(steps, [iterate.objective for iterate in curve])
+    above.set(ylabel="objective")
+    below.semilogy(steps, [iterate.gradient_norm for iterate in curve])
+    below.set(ylabel="gradient norm", xlabel="iteration")
+    figure.savefig(path)
+
+
+# --- Text out ---
+
+
+def _print_line(name: str, value: str) -> None:
+    typer.echo(f"{name:<17} {value}")
+
+
+def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    # A file or a pipe has no edge at which to wrap.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    table = Table(title=title or None, title_justify="left")
+    for index, name in enumerate(header):
+        numbers = all(isinstance(row[index], int | float) for row in rows)
+        table.add_column(Text(str(name)), justify="right" if numbers else "left")
+    for row in rows:
+        table.add_row(*(Text(str(cell)) for cell in row))
+    console.print(table)
+
+
+def _listed(labels: Sequence[object]) -> str:
+    shown = ", ".join(repr(label) for label in labels[:8])
+    return shown if len(labels) <= 8 else f"{shown}, ... ({len(labels)} in all)"
+
+
+def _warn(message: object) -> None:
+    typer.secho(f"warning: {_first_line(message)}", fg="yellow", err=True)
+
+
+def _first_line(message: object) -> str:
+    return (str(message).strip().splitlines() or [""])[0]
+
+
+# --- From exceptions to exit statuses ---
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command and exit: 0 done, 2 with one line on stderr for a user's error, 130 after Ctrl-C."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table has matched them
+        warnings.showwarning = lambda message, *_: _warn(message)
+        try:
+            command = typer.main.get_command(app)
+            status = command.main(args, prog_name="softmax-xp", standalone_mode=False) or 0
+            sys.stdout.flush()
+        except (KeyboardInterrupt, typer.Abort):
+            status = INTERRUPTED
+        except BrokenPipeError:  # the reader has seen enough, as in `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            status = 1
+        except Exception as error:
+            typer.secho(f"softmax-xp: error: {_error_line(error)}", fg="red", err=True)
+            status = 2
+    if status == INTERRUPTED:
+        typer.secho("softmax-xp: interrupted", fg="yellow", err=True)
+    sys.exit(status)
+
+
+def _error_line(error: Exception) -> str:
+    """Return what a user's error says, in one line; raise again what only a fault of this program can be."""
+    from softmax_xp import DeviceUnavailableError
+
+    if hasattr(error, "format_message"):  # typer's own, whose classes are private
+        return _first_line(error.format_message())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"out of memory; {_first_line(error) or 'use fewer rows or features'}"
+    if isinstance(error, OSError | ValueError | TypeError | ImportError | DeviceUnavailableError):
+        return _first_line(error)
+    raise error

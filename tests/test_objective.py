@@ -1,0 +1,349 @@
+"""The row pass of every provider, and the objective that adds it up, against the oracle."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import oracle
+import pytest
+from tolerances import TOLERANCE
+
+from softmax_xp import objective
+from softmax_xp.backend import backend_of
+from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
+from softmax_xp.objective import LinearObjective, row_blocks
+from softmax_xp.penalties import L2
+
+TARGETS = ["labels", "probabilities"]
+
+
+class Problem:
+    """One problem as a library holds it in one dtype, and in float64 as the oracle must be given it."""
+
+    def __init__(self, xp, rng, dtype, n=13, d=4, c=3, weighted=False, targets="labels", fit_intercept=True):
+        self.xp, self.dtype, self.c, self.fit_intercept = xp, dtype, c, fit_intercept
+        self.labelled = targets == "labels"
+        self.X = self.given(rng.normal(size=(n, d)))
+        if self.labelled:
+            self.t = xp.asarray(rng.integers(0, c, size=n))
+        else:
+            self.t = self.given(np.vstack([np.eye(c)[:1], rng.dirichlet(np.ones(c), size=n - 1)]))
+        self.weight = self.given(rng.uniform(0.5, 2.0, size=n)) if weighted else None
+        self.shape = (1 if c == 2 else c, d)
+        self.params = rng.normal(size=self.shape[0] * (d + fit_intercept))
+        self.total = float(n if self.weight is None else self.exact(self.weight).sum())
+
+    def given(self, x):
+        return self.xp.asarray(x, self.dtype)
+
+    def exact(self, x):
+        x = self.xp.to_numpy(x)
+        return x if np.issubdtype(x.dtype, np.integer) else x.astype(np.float64)
+
+    def objective(self, strength=0.3):
+        backend = backend_of(self.X)
+        return LinearObjective(backend, self.X, self.t, self.c, L2(strength), self.weight, self.fit_intercept)
+
+    def expected(self, params, strength=0.3):
+        """Value and gradient by the oracle, at float64 parameters."""
+        n_coef = self.shape[0] * self.shape[1]
+        coef, intercept = params[:n_coef].reshape(self.shape), params[n_coef:] if self.fit_intercept else None
+        weight = None if self.weight is None else self.exact(self.weight)
+        loss, grad_coef, grad_intercept = oracle.linear_sums(
+            coef, intercept, self.exact(self.X), self.exact(self.t), weight
+        )
+        value = loss / self.total + 0.5 * strength * float((coef**2).sum())
+        grad = (grad_coef / self.total + strength * coef).ravel()
+        return value, np.concatenate([grad, grad_intercept / self.total]) if self.fit_intercept else grad
+
+
+def wide(xp):
+    """The name of the widest floating dtype of a library."""
+    return xp.float_dtypes[-1]
+
+
+def bound(quantity, dtype, expected):
+    """What the table allows around `expected`, for values computed in `dtype`."""
+    relative, absolute = TOLERANCE[quantity][dtype]
+    return relative * np.abs(expected).max() + absolute
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("c", [2, 3, 11])
+def test_value_and_grad_is_the_oracles(xp, rng, c, fit_intercept, weighted, targets):
+    for dtype in xp.float_dtypes:
+        p = Problem(xp, rng, dtype, c=c, weighted=weighted, targets=targets, fit_intercept=fit_intercept)
+        params = p.given(p.params)
+        value, grad = p.objective().value_and_grad(params)
+        expected, expected_grad = p.expected(p.exact(params))
+        xp.assert_close(value, expected, wide(xp), "loss", bound("loss", dtype, expected))
+        xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 3, 4), (5, 1, 3)])  # (n, D, C)
+def test_value_and_grad_of_the_smallest_shapes(xp, rng, shape):
+    n, d, c = shape
+    for dtype in xp.float_dtypes:
+        p = Problem(xp, rng, dtype, n, d, c)
+        params = p.given(p.params)
+        value, grad = p.objective().value_and_grad(params)
+        expected, expected_grad = p.expected(p.exact(params))
+        xp.assert_close(value, expected, wide(xp), "loss", bound("loss", dtype, expected))
+        xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.parametrize("c", [2, 3])
+def test_grad_has_the_dtype_of_the_parameters(xp, rng, c):
+    """float64 parameters with float32 rows: steps smaller than the rounding of the data are not lost."""
+    if wide(xp) != "float64":
+        pytest.skip(f"{xp} has no float64")
+    p = Problem(xp, rng, "float32", c=c, weighted=True)
+    value, grad = p.objective().value_and_grad(xp.asarray(p.params, "float64"))
+    expected, expected_grad = p.expected(p.params)
+    xp.assert_close(value, expected, "float64", "loss", bound("loss", "float32", expected))
+    xp.assert_close(grad, expected_grad, "float64", "grad", bound("grad", "float32", expected_grad))
+    # The penalty knows of no rounding: its gradient keeps what float32 cannot hold.
+    far, tiny = np.zeros(len(p.params)), np.zeros(len(p.params))
+    far[0], tiny[0] = 1.0, 1e-12
+    _, base = p.objective(strength=1e6).value_and_grad(xp.asarray(far))
+    _, moved = p.objective(strength=1e6).value_and_grad(xp.asarray(far + tiny))
+    assert float(moved[0]) - float(base[0]) == pytest.approx(1e-6, rel=1e-3)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("c", "fit_intercept", "weighted"), [(2, True, True), (3, True, False), (4, False, True)])
+def test_grad_is_the_central_difference_of_value(xp, rng, c, fit_intercept, weighted, targets):
+    if wide(xp) != "float64":
+        pytest.skip(f"{xp} has no float64 to difference in")
+    p = Problem(xp, rng, "float64", c=c, weighted=weighted, targets=targets, fit_intercept=fit_intercept)
+    f = p.objective()
+    _, grad = f.value_and_grad(xp.asarray(p.params))
+    expected = oracle.central_difference(lambda x: f.value_and_grad(xp.asarray(x))[0], p.params)
+    xp.assert_close(grad, expected, "float64", "difference")
+
+
+@pytest.mark.parametrize("c", [2, 3])
+def test_value_and_grad_does_not_depend_on_blocks(xp, rng, monkeypatch, c):
+    for dtype, targets in itertools.product(xp.float_dtypes, TARGETS):
+        p = Problem(xp, rng, dtype, n=53, c=c, weighted=True, targets=targets)
+        params = p.given(p.params)
+        with monkeypatch.context() as patch:
+            patch.setattr(objective, "BLOCK_BYTES", 8 * c * 5)
+            assert len(list(row_blocks(53, c, 8))) == 11
+            patch.setattr(blocked, "BLOCK_BYTES", 1)
+            patch.setattr(blocked, "MIN_BLOCK_ROWS", 2)
+            assert len(list(blocked._blocks(5, 1, 8))) == 3
+            value, grad = p.objective().value_and_grad(params)
+        expected, expected_grad = p.objective().value_and_grad(params)
+        xp.assert_close(value, float(expected), wide(xp), "loss", bound("loss", dtype, float(expected)))
+        xp.assert_close(grad, xp.to_numpy(expected_grad), dtype, "grad")
+
+
+@pytest.mark.parametrize("itemsize", [4, 8])
+@pytest.mark.parametrize("n", [1, 6, 7, 8, 100])
+def test_row_blocks_hold_every_row_once(monkeypatch, n, itemsize):
+    monkeypatch.setattr(objective, "BLOCK_BYTES", 7 * 3 * itemsize)
+    blocks = list(row_blocks(n, 3, itemsize))
+    assert [i for rows in blocks for i in range(n)[rows]] == list(range(n))
+    assert max(rows.stop - rows.start for rows in blocks) == min(n, 7)
+    monkeypatch.setattr(objective, "BLOCK_BYTES", 1)
+    assert len(list(row_blocks(n, 3, itemsize))) == n  # a row longer than a block still passes
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batch_estimates_average_to_the_whole(xp, rng, weighted, targets):
+    for dtype, c in itertools.product(xp.float_dtypes, (2, 3)):
+        p = Problem(xp, rng, dtype, n=24, c=c, weighted=weighted, targets=targets)
+        f, params = p.objective(), p.given(p.params)
+        parts = [f.batch_value_and_grad(params, xp.asarray(rows)) for rows in rng.permutation(24).reshape(4, 6)]
+        expected, expected_grad = p.expected(p.exact(params))
+        value = sum(float(value) for value, _ in parts) / 4
+        assert value == pytest.approx(expected, abs=bound("loss", dtype, expected))
+        grad = sum(p.exact(grad) for _, grad in parts) / 4
+        np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=2 * bound("grad", dtype, expected_grad))
+        for value, grad in parts:
+            xp.assert_here(value, wide(xp), ())
+            xp.assert_here(grad, dtype, p.params.shape)
+
+
+def test_a_duplicated_row_is_a_row_of_weight_two(xp, rng):
+    for dtype in xp.float_dtypes:
+        once = Problem(xp, rng, dtype, n=8)
+        twice = once.objective()
+        index = xp.asarray([0, 1, 2, 3, 4, 5, 6, 7, 7])
+        once.weight = xp.asarray([1.0] * 7 + [2.0], dtype)
+        twice.X, twice.targets = xp.take(once.X, index, axis=0), xp.take(once.t, index, axis=0)
+        twice.total_weight = 9.0
+        params = once.given(once.params)
+        (value, grad), (expected, expected_grad) = (f.value_and_grad(params) for f in (once.objective(), twice))
+        xp.assert_close(value, float(expected), wide(xp), "loss", bound("loss", dtype, float(expected)))
+        xp.assert_close(grad, xp.to_numpy(expected_grad), dtype, "grad")
+
+
+def test_objective_takes_labels_of_any_integer_dtype(xp, rng):
+    p = Problem(xp, rng, "float32")
+    expected, expected_grad = p.objective().value_and_grad(p.given(p.params))
+    for dtype in ("int8", "uint8", "int16", "int32", "int64"):
+        p.t = xp.astype(p.t, getattr(xp, dtype))
+        value, grad = p.objective().value_and_grad(p.given(p.params))
+        assert float(value) == float(expected)
+        xp.assert_close(grad, xp.to_numpy(expected_grad), "float32", "grad")
+
+
+@pytest.mark.parametrize(("dtype", "c"), [("int8", 200), ("uint8", 300), ("int16", 300)])
+def test_kernels_take_labels_that_are_narrower_than_the_classes(xp, rng, dtype, c):
+    t = rng.integers(0, 127, size=6)
+    t[0] = 0  # what class 256 would be rounded to
+    z = xp.asarray(rng.normal(size=(6, c)), "float32")
+    expected, expected_grad = oracle.cross_entropy(xp.to_numpy(z), t, smoothing=0.1, reduction="none")
+    for kernels in providers(xp):
+        loss, grad = kernels.cross_entropy_with_grad(z, xp.asarray(t, dtype), None, 0.1)
+        xp.assert_close(loss, expected, "float32", "rows")
+        xp.assert_close(grad, expected_grad, "float32", "grad")
+
+
+def test_arguments_are_not_modified(xp, rng):
+    for dtype, targets in itertools.product(xp.float_dtypes, TARGETS):
+        p = Problem(xp, rng, dtype, weighted=True, targets=targets)
+        arrays = [p.X, p.t, p.weight, p.given(p.params)]
+        before = [xp.to_numpy(a).copy() for a in arrays]
+        p.objective().value_and_grad(arrays[-1])
+        p.objective().batch_value_and_grad(arrays[-1], xp.asarray([3, 1, 1]))
+        for a, kept in zip(arrays, before, strict=True):
+            np.testing.assert_array_equal(xp.to_numpy(a), kept)
+
+
+def test_l2_is_half_the_sum_of_squares(xp, rng):
+    for dtype in xp.float_dtypes:
+        coef = xp.asarray(rng.normal(size=(3, 5)), dtype)
+        exact = xp.to_numpy(coef).astype(np.float64)
+        expected = 0.35 * (exact**2).sum()
+        xp.assert_close(L2(0.7).value(coef), expected, wide(xp), "loss", bound("loss", dtype, expected))
+        xp.assert_close(L2(0.7).grad(coef), 0.7 * exact, dtype, "grad")
+
+
+def test_l2_of_float32_is_summed_in_float64(xp):
+    if wide(xp) != "float64":
+        pytest.skip(f"{xp} has no float64 to sum in")
+    coef = xp.asarray(np.full((1000, 100), 1.1), "float32")
+    exact = 50_000 * float(np.float32(1.1)) ** 2
+    assert float(L2(1.0).value(coef)) == pytest.approx(exact, rel=1e-12)
+
+
+# Providers of the row pass.
+
+
+def providers(xp):
+    """The providers that run on a library: the definition, and what is faster there."""
+    faster = {kernels_for(xp.namespace, getattr(xp.namespace, dtype)) for dtype in xp.float_dtypes}
+    return sorted({reference, *faster}, key=lambda module: module.__name__)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Several blocks in every call, and a last one that is shorter."""
+    monkeypatch.setattr(blocked, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(blocked, "MIN_BLOCK_ROWS", 3)
+
+
+def test_providers_are_the_blocked_ones_on_numpy_only(xp):
+    library = "numpy" if xp.name.startswith("numpy") else xp.name.partition("-")[0]
+    for dtype in xp.float_dtypes:
+        if library == "numpy":
+            assert kernels_for(xp.namespace, getattr(xp.namespace, dtype)) is blocked
+        elif not any(name == library for name, _ in PROVIDERS):
+            assert kernels_for(xp.namespace, getattr(xp.namespace, dtype)) is reference
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_kernels_softmax_is_the_oracles(xp, rng, axis):
+    for kernels, dtype, (n, c) in itertools.product(providers(xp), xp.float_dtypes, [(1, 1), (7, 2), (10, 5)]):
+        z = xp.asarray(rng.normal(size=(n, c)), dtype)
+        rows = xp.to_numpy(z).astype(np.float64)
+        given = z.T if axis == 0 else z
+        for function, expected in (
+            (kernels.softmax, oracle.softmax(rows)),
+            (kernels.log_softmax, oracle.log_softmax(rows)),
+        ):
+            xp.assert_close(function(given, axis), expected.T if axis == 0 else expected, dtype, "rows")
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("axis", [0, 1, -1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_kernels_cross_entropy_is_the_oracles(xp, rng, targets, weighted, smoothing, axis):
+    for kernels, dtype, (n, c) in itertools.product(providers(xp), xp.float_dtypes, [(1, 2), (10, 5)]):
+        p = Problem(xp, rng, dtype, n, 2, c, weighted, targets)
+        z = p.given(rng.normal(size=(n, c)))
+        weight = None if p.weight is None else p.exact(p.weight)
+        expected, expected_grad = oracle.cross_entropy(p.exact(z), p.exact(p.t), weight, smoothing, reduction="none")
+        if axis == 0:
+            z, t, expected_grad = z.T, p.t if p.labelled else p.t.T, expected_grad.T
+        else:
+            t = p.t
+        loss, grad = kernels.cross_entropy_with_grad(z, t, p.weight, smoothing, axis)
+        alone = kernels.cross_entropy(z, t, p.weight, smoothing, axis)
+        xp.assert_close(loss, expected, dtype, "rows")
+        xp.assert_close(alone, expected, dtype, "rows")
+        xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("targets", TARGETS)
+def test_kernels_linear_sums_are_the_oracles(xp, rng, targets, fit_intercept, weighted, smoothing):
+    for kernels, dtype, c in itertools.product(providers(xp), xp.float_dtypes, (2, 3)):
+        p = Problem(xp, rng, dtype, 10, 4, c, weighted, targets)
+        # The dtype of the coefficients need not be that of the rows.
+        for coef_dtype in {dtype, wide(xp)}:
+            coef = xp.asarray(rng.normal(size=p.shape), coef_dtype)
+            intercept = xp.asarray(rng.normal(size=p.shape[0]), coef_dtype) if fit_intercept else None
+            loss, *grads = kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing)
+            expected, *expected_grads = oracle.linear_sums(
+                p.exact(coef),
+                None if intercept is None else p.exact(intercept),
+                p.exact(p.X),
+                p.exact(p.t),
+                None if p.weight is None else p.exact(p.weight),
+                smoothing,
+            )
+            xp.assert_close(loss, expected, wide(xp), "loss", bound("loss", dtype, expected))
+            for grad, expected_grad in zip(grads, expected_grads, strict=True):
+                xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_blocked_is_the_reference_on_large_logits(rng):
+    for dtype, targets, axis in itertools.product(("float32", "float64"), TARGETS, (0, 1)):
+        z = (1e4 * rng.normal(size=(20, 6))).astype(dtype)
+        t = rng.integers(0, 6, size=20) if targets == "labels" else rng.dirichlet(np.ones(6), size=20).astype(dtype)
+        w = rng.uniform(size=20).astype(dtype)
+        if axis == 0:
+            z, t = z.T, t.T
+        for given in (z, np.ascontiguousarray(z), np.asfortranarray(z)):
+            actual = blocked.cross_entropy_with_grad(given, t, w, 0.1, axis)
+            expected = reference.cross_entropy_with_grad(z, t, w, 0.1, axis)
+            for a, b, quantity in zip(actual, expected, ("loss", "grad"), strict=True):
+                assert a.dtype == b.dtype == dtype
+                np.testing.assert_allclose(a, b, rtol=0, atol=bound(quantity, dtype, b))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_providers_agree_where_a_class_is_masked(xp):
+    z = xp.asarray([[0.0, -np.inf, 1.0], [2.0, 0.0, -np.inf]], "float32")
+    kept, kept_grad = oracle.cross_entropy([[0.0, 1.0], [2.0, 0.0]], [1, 0], reduction="none")
+    for kernels, t in itertools.product(providers(xp), ([2, 0], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])):
+        t = xp.asarray(t) if np.ndim(t) == 1 else xp.asarray(t, "float32")
+        loss, grad = kernels.cross_entropy_with_grad(z, t)
+        xp.assert_close(loss, kept, "float32", "rows")
+        expected = [[kept_grad[0, 0], 0, kept_grad[0, 1]], [*kept_grad[1], 0]]
+        xp.assert_close(grad, expected, "float32", "grad")

@@ -1,0 +1,66 @@
+"""What importing and installing the package amounts to."""
+
+from __future__ import annotations
+
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import softmax_xp as sx
+
+HEAVY = ["cupy", "sklearn", "torch", "dask", "matplotlib", "pandas", "polars", "pyarrow", "scipy", "typer"]
+
+
+def loaded_after(python, statement):
+    command, environment = python
+    code = f"import sys; {statement}; print(*(m for m in {HEAVY} if m in sys.modules))"
+    done = subprocess.run([*command, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import softmax_xp",
+        "import softmax_xp, numpy; softmax_xp.softmax(numpy.zeros((2, 3)))",
+        "import softmax_xp; softmax_xp.Linear(2, 3); softmax_xp.SGD(); softmax_xp.select_backend('cpu')",
+    ],
+)
+def test_import_loads_nothing_heavy(python, statement):
+    assert loaded_after(python, statement) == []
+
+
+def test_every_public_name_is_there():
+    for name in sx.__all__:
+        assert getattr(sx, name) is not None
+        assert name in dir(sx)
+    with pytest.raises(AttributeError, match="no attribute 'sofmax'"):
+        _ = sx.sofmax
+
+
+def test_every_public_object_has_a_docstring():
+    for name in sx.__all__:
+        if not name.startswith("__"):
+            assert getattr(sx, name).__doc__, name
+
+
+def test_version_is_the_installed_one():
+    try:
+        assert metadata.version("softmax-xp") == sx.__version__
+    except metadata.PackageNotFoundError:
+        pytest.skip("softmax-xp is not installed: the tests run from the checkout")
+
+
+def test_installation_holds_every_file_of_the_checkout():
+    """The wheel is whole: what lies in softmax_xp/ beside these tests is what was installed."""
+    source = Path(__file__).resolve().parent.parent / "softmax_xp"
+    installed = Path(sx.__file__).resolve().parent
+    if installed == source or not source.is_dir():
+        pytest.skip("the package under test is the checkout itself")
+
+    def files(root):
+        return {p.relative_to(root) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
+    assert files(source) - files(installed) == set()

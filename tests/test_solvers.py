@@ -1,0 +1,646 @@
+"""lbfgs, the stochastic optimizers and the schedules: known solutions, the conditions of each method, its formulas."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import array_api_compat.numpy
+import numpy as np
+import oracle
+import pytest
+from tolerances import TOLERANCE
+
+import softmax_xp as sx
+from softmax_xp.backend import backend_of
+from softmax_xp.objective import LinearObjective
+from softmax_xp.penalties import L2
+from softmax_xp.solvers import lbfgs, stochastic
+
+
+class Counted:
+    """A value_and_grad that keeps every point it was asked for, and its answer, as float64 NumPy arrays."""
+
+    def __init__(self, xp, function):
+        self.xp, self.function = xp, function
+        self.points: list[tuple[np.ndarray, float, np.ndarray]] = []
+
+    def __call__(self, params):
+        value, grad = self.function(params)
+        exact = (self.xp.to_numpy(x).astype(np.float64) for x in (params, grad))
+        self.points.append((next(exact), float(value), next(exact)))
+        return value, grad
+
+
+class NumPyLibrary:
+    """What the problems below need of the fixture `xp`, where NumPy alone will do."""
+
+    @staticmethod
+    def asarray(x, dtype=None):
+        return np.asarray(x, dtype=dtype)
+
+    @staticmethod
+    def to_numpy(x):
+        return x
+
+
+def counted(function):
+    return Counted(NumPyLibrary, function)
+
+
+def quadratic(xp, rng, dtype, n=8):
+    """x'Ax / 2 - b'x with a condition of 100, in the library's arrays, and its minimiser."""
+    rotation, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    A, b = rotation @ np.diag(np.geomspace(1, 100, n)) @ rotation.T, rng.normal(size=n)
+    A_here, b_here = xp.asarray(A, dtype), xp.asarray(b, dtype)
+
+    def value_and_grad(x):
+        Ax = A_here @ x
+        return xp.sum(x * (0.5 * Ax - b_here)), Ax - b_here
+
+    return value_and_grad, np.linalg.solve(A, b)
+
+
+def rosenbrock(x):
+    """The chained Rosenbrock function of NumPy arrays; its minimum is 0 at ones."""
+    a, b = x[1:] - x[:-1] ** 2, 1 - x[:-1]
+    grad = np.zeros_like(x)
+    grad[1:] += 200 * a
+    grad[:-1] += -400 * a * x[:-1] - 2 * b
+    return np.asarray((100 * a**2 + b**2).sum()), grad
+
+
+def softmax_problem(xp, rng, dtype, n=40, d=4, c=3, strength=0.05):
+    X, t = xp.asarray(rng.normal(size=(n, d)), dtype), xp.asarray(rng.integers(0, c, size=n))
+    return LinearObjective(backend_of(X), X, t, c, L2(strength))
+
+
+def softmax_grad(xp, f, params):
+    """The gradient of a softmax_problem by the oracle."""
+    coef, intercept = (xp.to_numpy(x).astype(np.float64) for x in f.split(params))
+    _, grad_coef, grad_intercept = oracle.linear_sums(coef, intercept, xp.to_numpy(f.X), xp.to_numpy(f.targets))
+    n = f.X.shape[0]
+    return np.concatenate([(grad_coef / n + f.penalty.strength * coef).ravel(), grad_intercept / n])
+
+
+# lbfgs
+
+
+def test_lbfgs_finds_the_minimum_of_a_quadratic(xp, rng):
+    for dtype in xp.float_dtypes:
+        f, expected = quadratic(xp, rng, dtype)
+        counting, seen = Counted(xp, f), []
+        start = xp.asarray(np.full(8, 3.0), dtype)
+        tol, rounding = {"float64": 1e-9, "float32": 1e-3}[dtype], 8 * float(np.finfo(dtype).eps)
+        solution = lbfgs.minimize(counting, start, tol=tol, rounding=rounding, observe=seen.append)
+        assert solution.converged
+        assert solution.message == f"the gradient's norm is at most tol={tol:g}"
+        # The least curvature is 1: a point is no farther from the minimum than its gradient's norm.
+        xp.assert_here(solution.params, dtype, (8,))
+        assert np.linalg.norm(xp.to_numpy(solution.params) - expected) <= 1.1 * tol
+        assert solution.n_evaluations == len(counting.points)
+        assert 0 < solution.n_iter == len(seen) < 60
+        assert (solution.objective, solution.gradient_norm) == (seen[-1].objective, seen[-1].gradient_norm)
+        assert [iterate.n_iter for iterate in seen] == list(range(1, len(seen) + 1))
+        for number in (solution.objective, solution.gradient_norm):
+            assert type(number) is float
+        _, value, grad = next(p for p in counting.points if np.array_equal(p[0], xp.to_numpy(solution.params)))
+        assert solution.objective == value
+        assert solution.gradient_norm == pytest.approx(np.linalg.norm(grad), rel=1e-5)
+        np.testing.assert_array_equal(xp.to_numpy(start), np.full(8, 3.0))  # not modified
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_lbfgs_finds_the_minimum_of_rosenbrock(n):
+    f = counted(rosenbrock)
+    start = np.where(np.arange(n) % 2, 1.0, -1.2)
+    solution = lbfgs.minimize(f, start, tol=1e-8)
+    assert solution.converged
+    assert solution.gradient_norm <= 1e-8
+    np.testing.assert_allclose(solution.params, np.ones(n), atol=1e-7)
+    assert solution.n_evaluations == len(f.points) < 250
+
+
+def test_lbfgs_finds_the_minimum_of_the_softmax_objective(xp, rng):
+    for dtype in xp.float_dtypes:
+        f = softmax_problem(xp, rng, dtype)
+        counting, tol = Counted(xp, f.value_and_grad), {"float64": 1e-8, "float32": 1e-4}[dtype]
+        start = xp.zeros(f.n_params, dtype=getattr(xp, dtype), device=xp.device)
+        solution = lbfgs.minimize(counting, start, tol=tol)
+        assert solution.converged
+        xp.assert_here(solution.params, dtype, (15,))
+        assert np.linalg.norm(softmax_grad(xp, f, solution.params)) <= 1.05 * tol
+        assert solution.n_evaluations == len(counting.points)
+
+
+def test_lbfgs_params_of_float64_go_on_where_float32_rows_end(rng):
+    """Parameters wider than the rows reach the float64 optimum of the float32 data as far as their sums allow."""
+    X = rng.normal(size=(40, 4)).astype("float32")
+    f = LinearObjective(backend_of(X), X, rng.integers(0, 3, size=40), 3, L2(0.05))
+    eps = float(np.finfo("float32").eps)
+    solution = lbfgs.minimize(f.value_and_grad, np.zeros(15), tol=1e-6, rounding=eps)
+    assert solution.converged
+    assert solution.params.dtype == np.float64
+
+
+@pytest.mark.parametrize("memory", [1, 3, 20])
+def test_lbfgs_works_with_any_memory(rng, memory):
+    f = softmax_problem(NumPyLibrary, rng, "float64")
+    solution = lbfgs.minimize(f.value_and_grad, np.zeros(15), tol=1e-8, memory=memory)
+    assert solution.converged
+
+
+def hills(x):
+    """A function of several minima, with concave stretches between them."""
+    return np.asarray((np.sin(3 * x) + 0.1 * x**2).sum()), 3 * np.cos(3 * x) + 0.2 * x
+
+
+@pytest.mark.parametrize("name", ["softmax", "rosenbrock", "hills", "far start"])
+def test_lbfgs_steps_satisfy_the_strong_wolfe_conditions(rng, name):
+    function, start = {
+        "softmax": (softmax_problem(NumPyLibrary, rng, "float64").value_and_grad, rng.normal(size=15)),
+        "rosenbrock": (rosenbrock, np.where(np.arange(6) % 2, 1.0, -1.2)),
+        "hills": (hills, rng.normal(size=5) * 4),
+        "far start": (rosenbrock, 30 * rng.normal(size=4)),
+    }[name]
+    f, accepted = counted(function), []
+
+    def observe(iterate):
+        accepted.append(f.points[-1])
+        assert f.points[-1][1] == iterate.objective  # the last point tried is the one taken
+
+    solution = lbfgs.minimize(f, start, tol=1e-5, observe=observe)
+    assert solution.converged
+    assert len(accepted) == solution.n_iter >= 5
+    for (x, value, grad), (x_new, value_new, grad_new) in itertools.pairwise([f.points[0], *accepted]):
+        slope, slope_new = grad @ (x_new - x), grad_new @ (x_new - x)
+        assert slope < 0
+        assert value_new <= value + lbfgs.SUFFICIENT_DECREASE * slope
+        assert abs(slope_new) <= lbfgs.CURVATURE * abs(slope) * (1 + 1e-9)
+        assert value_new < value
+
+
+# The test functions of Moré and Thuente, 1994, doi:10.1145/192115.192132, section 5.
+
+
+def more_thuente_1(a, beta=2.0):
+    return -a / (a * a + beta), (a * a - beta) / (a * a + beta) ** 2
+
+
+def more_thuente_2(a, beta=0.004):
+    return (a + beta) ** 5 - 2 * (a + beta) ** 4, 5 * (a + beta) ** 4 - 8 * (a + beta) ** 3
+
+
+def more_thuente_3(a, beta=0.01, waves=39):
+    if a <= 1 - beta:
+        value, slope = 1 - a, -1.0
+    elif a >= 1 + beta:
+        value, slope = a - 1, 1.0
+    else:
+        value, slope = (a - 1) ** 2 / (2 * beta) + beta / 2, (a - 1) / beta
+    wave = waves * math.pi / 2
+    return value + (1 - beta) / wave * math.sin(wave * a), slope + (1 - beta) * math.cos(wave * a)
+
+
+def yanai(beta1, beta2):
+    def gamma(beta):
+        return math.sqrt(1 + beta**2) - beta
+
+    def function(a):
+        left, right = math.hypot(1 - a, beta2), math.hypot(a, beta1)
+        value = gamma(beta1) * left + gamma(beta2) * right
+        return value, -gamma(beta1) * (1 - a) / left + gamma(beta2) * a / right
+
+    return function
+
+
+LINES = {
+    "1": more_thuente_1,
+    "2": more_thuente_2,
+    "3": more_thuente_3,
+    "4": yanai(0.001, 0.001),
+    "5": yanai(0.01, 0.001),
+    "6": yanai(0.001, 0.01),
+    # A dip, then a plateau a hair below the start, whose slope is as flat as the minimum's.
+    "plateau": lambda a: (-a * math.exp(-0.1 * a), (0.1 * a - 1) * math.exp(-0.1 * a)),
+}
+
+
+@pytest.mark.parametrize("step", [1e-3, 1e-1, 1e1, 1e3])
+@pytest.mark.parametrize("line", list(LINES))
+def test_line_search_satisfies_the_strong_wolfe_conditions(line, step):
+    function = LINES[line]
+    f = counted(lambda x: (np.asarray(function(float(x[0]))[0]), np.array([function(float(x[0]))[1]])))
+    xp, direction = array_api_compat.numpy, np.ones(1)
+    start = lbfgs._evaluate(xp, f, np.zeros(1), direction, 0.0)
+    point, trials = lbfgs._wolfe_point(xp, f, start, direction, start.slope, step, 0.0)
+    assert trials == len(f.points) - 1 <= 20
+    assert point.step > 0
+    value, slope = function(point.step)
+    assert (point.value, point.slope, point.x[0]) == (value, slope, point.step)
+    assert value <= start.value + lbfgs.SUFFICIENT_DECREASE * point.step * start.slope
+    assert abs(slope) <= lbfgs.CURVATURE * abs(start.slope)
+
+
+def test_lbfgs_compares_slopes_where_values_are_noise():
+    """On a bowl whose values err by 1e-7 of themselves, the slopes still lead to the minimum."""
+    scale = np.geomspace(1, 50, 6)
+
+    def bowl(x):
+        noise = 1e-4 * math.sin(1e6 * float(x.sum()))
+        return np.asarray(1000 + 0.5 * (scale * x * x).sum() + noise), scale * x
+
+    solution = lbfgs.minimize(bowl, np.ones(6), tol=1e-6, rounding=2e-7)
+    assert solution.converged
+    assert solution.n_iter < 40
+    assert not lbfgs.minimize(bowl, np.ones(6), tol=1e-6).converged
+
+
+def test_lbfgs_at_the_minimum_takes_no_step(xp):
+    for dtype in xp.float_dtypes:
+        x = xp.asarray(np.zeros(3), dtype)
+        solution = lbfgs.minimize(lambda x: (xp.sum(x * x), 2 * x), x, tol=0.0)
+        assert (solution.converged, solution.n_iter, solution.n_evaluations) == (True, 0, 1)
+        assert (solution.objective, solution.gradient_norm) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("max_iter", [0, 1, 5])
+def test_lbfgs_stops_at_max_iter(max_iter):
+    f = counted(rosenbrock)
+    solution = lbfgs.minimize(f, np.array([-1.2, 1.0]), max_iter=max_iter)
+    assert (solution.converged, solution.n_iter) == (False, max_iter)
+    assert solution.message == f"max_iter={max_iter} steps taken"
+    assert solution.n_evaluations == len(f.points)
+    assert (solution.objective < f.points[0][1]) == (max_iter > 0)
+
+
+def test_lbfgs_of_an_unbounded_function_ends():
+    solution = lbfgs.minimize(lambda x: (-x.sum(), -np.ones_like(x)), np.zeros(2), max_iter=3)
+    assert (solution.converged, solution.n_iter) == (False, 3)
+
+
+@pytest.mark.parametrize("tol", [0.0, 1e-30])
+def test_lbfgs_says_when_the_precision_is_exhausted(rng, tol):
+    f = softmax_problem(NumPyLibrary, rng, "float32")
+    counting = counted(f.value_and_grad)
+    solution = lbfgs.minimize(counting, np.zeros(15, dtype="float32"), tol=tol)
+    assert not solution.converged
+    assert solution.message == "no step lowers the objective further in this precision"
+    assert solution.gradient_norm < 1e-4
+    # It does not spend the rest of max_iter standing still.
+    assert solution.n_evaluations == len(counting.points) < 300
+    assert solution.objective == min(value for _, value, _ in counting.points)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_lbfgs_refuses_a_start_that_is_not_finite(bad):
+    solution = lbfgs.minimize(lambda x: (np.asarray(bad), x), np.ones(3))
+    assert (solution.converged, solution.n_iter, solution.n_evaluations) == (False, 0, 1)
+    assert solution.message == "the objective is not finite at the start"
+    np.testing.assert_array_equal(solution.params, np.ones(3))
+
+
+@pytest.mark.parametrize("outside", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("start", [10.0, 0.01])
+def test_lbfgs_comes_back_from_values_that_are_not_finite(outside, start):
+    """A barrier, sum(a x - log x): the curvature at a far start leads the second step out of the domain."""
+    a = np.array([1.0, 3.0])
+
+    def barrier(x):
+        if (x <= 0).any():
+            return np.asarray(outside), np.full_like(x, np.nan)
+        return np.asarray((a * x - np.log(x)).sum()), a - 1 / x
+
+    f = counted(barrier)
+    solution = lbfgs.minimize(f, np.full(2, start), tol=1e-8)
+    assert solution.converged
+    np.testing.assert_allclose(solution.params, 1 / a, atol=1e-7)
+    if start == 10.0:
+        assert not all(math.isfinite(value) for _, value, _ in f.points)
+
+
+def test_lbfgs_ends_when_the_observer_says_so(xp, rng):
+    f, _ = quadratic(xp, rng, xp.float_dtypes[-1])
+    start = xp.asarray(np.full(8, 3.0))
+    solution = lbfgs.minimize(f, start, tol=1e-12, observe=lambda iterate: iterate.n_iter == 3)
+    assert (solution.converged, solution.n_iter, solution.message) == (False, 3, "ended by the observer")
+    again = lbfgs.minimize(f, start, tol=1e-12, max_iter=3)
+    np.testing.assert_array_equal(xp.to_numpy(solution.params), xp.to_numpy(again.params))
+
+
+@pytest.mark.parametrize("call", [2, 7, 20])
+def test_lbfgs_interrupted_returns_the_best_point_so_far(call):
+    f, accepted = counted(rosenbrock), []
+
+    def interrupting(x):
+        if len(f.points) == call - 1:
+            raise KeyboardInterrupt
+        return f(x)
+
+    start = np.array([-1.2, 1.0, -1.2])
+    solution = lbfgs.minimize(interrupting, start, observe=lambda iterate: accepted.append(f.points[-1]))
+    assert (solution.converged, solution.message) == (False, "interrupted")
+    x, value, grad = accepted[-1] if accepted else f.points[0]
+    np.testing.assert_array_equal(solution.params, x)
+    assert (solution.objective, solution.n_iter) == (value, len(accepted))
+    assert solution.gradient_norm == pytest.approx(np.linalg.norm(grad))
+
+
+# Stochastic optimizers: the formulas, one number at a time.
+
+
+def sgd_number(x, grads, rates, momentum=0.0, nesterov=False):
+    v = 0.0
+    for g, rate in zip(grads, rates, strict=True):
+        v = momentum * v + g
+        x -= rate * (g + momentum * v if nesterov else v)
+    return x
+
+
+def adam_number(x, grads, rates, beta1=0.9, beta2=0.999, eps=1e-8, decay=0.0):
+    m = v = 0.0
+    for n, (g, rate) in enumerate(zip(grads, rates, strict=True), 1):
+        x -= rate * decay * x
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        x -= rate * (m / (1 - beta1**n)) / (math.sqrt(v / (1 - beta2**n)) + eps)
+    return x
+
+
+def rates_of(learning_rate, n):
+    return [learning_rate(i) if callable(learning_rate) else learning_rate for i in range(n)]
+
+
+RATE = sx.CosineSchedule(0.1, n_steps=6, warmup=2)
+OPTIMIZERS = {
+    "sgd": (sx.SGD(0.1), lambda x, g, rates, ndim: sgd_number(x, g, rates)),
+    "sgd by schedule": (sx.SGD(RATE), lambda x, g, rates, ndim: sgd_number(x, g, rates)),
+    "momentum": (sx.SGD(0.1, momentum=0.7), lambda x, g, rates, ndim: sgd_number(x, g, rates, 0.7)),
+    "nesterov": (
+        sx.SGD(RATE, momentum=0.7, nesterov=True),
+        lambda x, g, rates, ndim: sgd_number(x, g, rates, 0.7, True),
+    ),
+    "adam": (sx.Adam(0.1), lambda x, g, rates, ndim: adam_number(x, g, rates)),
+    "adam by schedule": (
+        sx.Adam(RATE, beta1=0.5, beta2=0.8, eps=0.1),
+        lambda x, g, rates, ndim: adam_number(x, g, rates, 0.5, 0.8, 0.1),
+    ),
+    "adamw": (
+        sx.AdamW(0.1, weight_decay=0.3),
+        lambda x, g, rates, ndim: adam_number(x, g, rates, decay=0.3 if ndim > 1 else 0.0),
+    ),
+    "adamw by schedule": (
+        sx.AdamW(RATE, beta1=0.0, beta2=0.0, weight_decay=0.2),
+        lambda x, g, rates, ndim: adam_number(x, g, rates, 0.0, 0.0, decay=0.2 if ndim > 1 else 0.0),
+    ),
+}
+
+
+def steps(optimizer, params, gradients):
+    """The parameters after a step along each of the gradients."""
+    state = optimizer.start(params)
+    for n, grads in enumerate(gradients):
+        params, state = optimizer.step(params, grads, state, n)
+    return params
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 9])
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_optimizer_follows_its_formula(xp, rng, name, n_steps):
+    optimizer, formula = OPTIMIZERS[name]
+    shapes = {"W": (3, 2), "b": (2,)}
+    start = {k: rng.normal(size=shape) for k, shape in shapes.items()}
+    gradients = [{k: rng.normal(size=shape) for k, shape in shapes.items()} for _ in range(n_steps)]
+    rates = rates_of(optimizer.learning_rate, n_steps)
+    for dtype in xp.float_dtypes:
+        params = {k: xp.asarray(x, dtype) for k, x in start.items()}
+        given = [{k: xp.asarray(g, dtype) for k, g in grads.items()} for grads in gradients]
+        new = steps(optimizer, params, given)
+        for k, shape in shapes.items():
+            expected = np.empty(shape)
+            for i in np.ndindex(shape):
+                expected[i] = formula(start[k][i], [float(grads[k][i]) for grads in gradients], rates, len(shape))
+            xp.assert_close(new[k], expected, dtype, "steps")
+            np.testing.assert_array_equal(xp.to_numpy(params[k]), start[k].astype(dtype))  # not modified
+            np.testing.assert_array_equal(xp.to_numpy(given[-1][k]), gradients[-1][k].astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "options"),
+    [
+        (sx.SGD(0.1), "SGD", {"lr": 0.1}),
+        (sx.SGD(0.1, momentum=0.9), "SGD", {"lr": 0.1, "momentum": 0.9}),
+        (sx.SGD(0.1, momentum=0.9, nesterov=True), "SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True}),
+        (sx.Adam(0.01), "Adam", {"lr": 0.01}),
+        (sx.Adam(0.01, 0.8, 0.9, 1e-3), "Adam", {"lr": 0.01, "betas": (0.8, 0.9), "eps": 1e-3}),
+        (sx.AdamW(0.01), "AdamW", {"lr": 0.01, "weight_decay": 1e-2}),
+        (sx.AdamW(0.01, weight_decay=0.5), "AdamW", {"lr": 0.01, "weight_decay": 0.5}),
+    ],
+    ids=lambda x: repr(x) if isinstance(x, sx.SGD | sx.Adam) else "",
+)
+def test_optimizer_takes_the_steps_of_torch(rng, optimizer, name, options):
+    torch = pytest.importorskip("torch")
+    start = {"W": rng.normal(size=(3, 2)), "b": rng.normal(size=2)}
+    gradients = [{k: rng.normal(size=x.shape) for k, x in start.items()} for _ in range(30)]
+    theirs = {k: torch.tensor(x, requires_grad=True) for k, x in start.items()}
+    groups = [{"params": [theirs["W"]]}, {"params": [theirs["b"]], "weight_decay": 0.0}]  # AdamW spares vectors here
+    stepper = getattr(torch.optim, name)(groups, **options)
+    for grads in gradients:
+        for k, x in theirs.items():
+            x.grad = torch.tensor(grads[k])
+        stepper.step()
+    ours = steps(optimizer, start, gradients)
+    for k, x in ours.items():
+        np.testing.assert_allclose(x, theirs[k].detach().numpy(), rtol=0, atol=TOLERANCE["steps"]["float64"][1])
+
+
+# Schedules
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (sx.ConstantSchedule(0.3), {0: 0.3, 7: 0.3, 10**9: 0.3}),
+        (sx.StepSchedule(1.0, every=10), {0: 1.0, 9: 1.0, 10: 0.1, 19: 0.1, 20: 0.01, 35: 0.001}),
+        (sx.StepSchedule(0.8, every=1, factor=0.5), {0: 0.8, 1: 0.4, 3: 0.1}),
+        (sx.StepSchedule(0.8, every=3, factor=1.0), {100: 0.8}),
+        (sx.CosineSchedule(1.0, n_steps=100), {0: 1.0, 25: 0.5 + 0.5**1.5, 50: 0.5, 100: 0.0, 101: 0.0, 10**6: 0.0}),
+        (
+            sx.CosineSchedule(2.0, n_steps=100, final=0.5),
+            {0: 2.0, 50: 1.25, 75: 1.25 - 0.75 * 0.5**0.5, 100: 0.5, 250: 0.5},
+        ),
+        (
+            sx.CosineSchedule(1.0, n_steps=24, warmup=4),
+            {0: 0.2, 1: 0.4, 3: 0.8, 4: 1.0, 14: 0.5, 19: 0.5 - 0.5**1.5, 24: 0.0, 25: 0.0},
+        ),
+    ],
+    ids=lambda x: repr(x) if callable(x) else "",
+)
+def test_schedule_gives_the_rate_of_a_step(schedule, expected):
+    for step, rate in expected.items():
+        assert schedule(step) == pytest.approx(rate, rel=1e-12, abs=1e-15), step
+
+
+def test_cosine_schedule_rises_through_the_warmup_and_then_falls():
+    rates = [sx.CosineSchedule(0.5, n_steps=40, warmup=10, final=0.05)(step) for step in range(60)]
+    assert all(a < b for a, b in itertools.pairwise(rates[:11]))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:41]))
+    assert rates[40:] == [0.05] * 20
+    assert min(rates) > 0
+
+
+def test_optimizer_takes_any_function_of_the_step_as_its_rate():
+    x = steps(sx.SGD(lambda step: 1.0 / (step + 1)), {"x": np.zeros(1)}, [{"x": np.ones(1)}] * 3)["x"]
+    assert x[0] == pytest.approx(-(1 + 1 / 2 + 1 / 3))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "words"),
+    [
+        (lambda: sx.SGD(0.0), ValueError, ["`learning_rate`", "(0, inf)", "0.0", "choose a value"]),
+        (lambda: sx.SGD(-1.0), ValueError, ["`learning_rate`", "-1.0", "choose a value"]),
+        (lambda: sx.SGD(math.nan), ValueError, ["`learning_rate`", "nan", "choose a value"]),
+        (lambda: sx.SGD(math.inf), ValueError, ["`learning_rate`", "inf", "choose a value"]),
+        (lambda: sx.SGD("fast"), TypeError, ["`learning_rate`", "'fast'", "pass a float"]),
+        (lambda: sx.SGD(None), TypeError, ["`learning_rate`", "None", "pass a float"]),
+        (lambda: sx.SGD(0.1, momentum=1.0), ValueError, ["`momentum`", "[0, 1)", "1.0", "choose a value"]),
+        (lambda: sx.SGD(0.1, momentum=-0.1), ValueError, ["`momentum`", "-0.1", "choose a value"]),
+        (lambda: sx.SGD(0.1, nesterov=True), ValueError, ["`nesterov`", "`momentum`", "got 0", "momentum=0.9"]),
+        (lambda: sx.Adam(True), TypeError, ["`learning_rate`", "True", "pass a float"]),
+        (lambda: sx.Adam(0.1, beta1=1.0), ValueError, ["`beta1`", "[0, 1)", "1.0", "choose a value"]),
+        (lambda: sx.Adam(0.1, beta2=-1.0), ValueError, ["`beta2`", "-1.0", "choose a value"]),
+        (lambda: sx.Adam(0.1, eps=0.0), ValueError, ["`eps`", "0.0", "choose a value"]),
+        (lambda: sx.AdamW(0.1, weight_decay=-1e-2), ValueError, ["`weight_decay`", "-0.01", "choose a value"]),
+        (lambda: sx.AdamW(0.1, beta1=2.0), ValueError, ["`beta1`", "2.0", "choose a value"]),
+        (lambda: sx.ConstantSchedule(0), ValueError, ["`learning_rate`", "0.0", "choose a value"]),
+        (lambda: sx.StepSchedule(0.1, every=0), ValueError, ["`every`", "at least 1", "got 0", "choose a value"]),
+        (lambda: sx.StepSchedule(0.1, every=2.5), TypeError, ["`every`", "2.5", "pass an int"]),
+        (lambda: sx.StepSchedule(0.1, 5, factor=0.0), ValueError, ["`factor`", "(0, 1]", "0.0", "choose a value"]),
+        (lambda: sx.StepSchedule(0.1, 5, factor=1.5), ValueError, ["`factor`", "1.5", "choose a value"]),
+        (lambda: sx.CosineSchedule(0.1, 0), ValueError, ["`n_steps`", "at least 1", "got 0", "choose a value"]),
+        (lambda: sx.CosineSchedule(0.1, 5, warmup=-1), ValueError, ["`warmup`", "at least 0", "-1", "choose a value"]),
+        (lambda: sx.CosineSchedule(0.1, 5, warmup=5), ValueError, ["`warmup`", "`n_steps` (5)", "got 5", "shorten"]),
+        (lambda: sx.CosineSchedule(0.1, 5, final=0.2), ValueError, ["`final`", "[0, 0.1]", "0.2", "choose a value"]),
+    ],
+)
+def test_bad_arguments_are_refused_with_name_rule_value_and_remedy(build, error, words):
+    with pytest.raises(error) as caught:
+        build()
+    for word in words:
+        assert word in str(caught.value)
+
+
+# The loop of stochastic steps, and the solver made of it.
+
+
+def test_run_takes_one_step_a_batch(xp):
+    seen = []
+
+    def value_and_grad(params, batch):
+        return xp.sum(params["x"]), {"x": xp.asarray([float(batch)])}
+
+    start = {"x": xp.asarray([0.0])}
+    ended = stochastic.run(
+        value_and_grad, start, [1, 2, 4], sx.SGD(1.0), lambda n, value, params: seen.append((n, float(value)))
+    )
+    assert (ended.n_steps, ended.interrupted, float(ended.params["x"][0])) == (3, False, -7.0)
+    assert seen == [(1, 0.0), (2, -1.0), (3, -3.0)]
+    assert float(start["x"][0]) == 0.0
+    ended = stochastic.run(value_and_grad, start, itertools.count(), sx.SGD(1.0), lambda n, value, params: n == 5)
+    assert (ended.n_steps, ended.interrupted) == (5, False)
+
+
+@pytest.mark.parametrize("place", ["value_and_grad", "observe", "batches"])
+def test_run_interrupted_returns_the_last_step(place):
+    def interrupt(where, n):
+        if where == place and n == 3:
+            raise KeyboardInterrupt
+
+    def value_and_grad(params, batch):
+        interrupt("value_and_grad", batch)
+        return np.zeros(()), {"x": np.ones(1)}
+
+    def batches():
+        for batch in range(10):
+            interrupt("batches", batch)
+            yield batch
+
+    ended = stochastic.run(
+        value_and_grad, {"x": np.zeros(1)}, batches(), sx.SGD(1.0), lambda n, *_: interrupt("observe", n)
+    )
+    assert ended.interrupted
+    assert (ended.n_steps, ended.params["x"][0]) == (3, -3.0)
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Five batches an epoch of 40 rows."""
+    monkeypatch.setattr(stochastic, "BATCH_SIZE", 8)
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("c", [2, 3])
+def test_stochastic_minimum_nears_that_of_lbfgs(rng, name, c):
+    f = softmax_problem(NumPyLibrary, rng, "float64", c=c)
+    best = lbfgs.minimize(f.value_and_grad, np.zeros(f.n_params), tol=1e-9).objective
+    optimizer = stochastic.default_optimizer(name, f, 100)
+    solution = stochastic.minimize(
+        f, np.zeros(f.n_params), optimizer, tol=1e-12, max_epochs=100, rng=np.random.default_rng(0)
+    )
+    assert (solution.converged, solution.n_iter, solution.n_evaluations) == (False, 100, 500)
+    assert solution.message == "max_iter=100 epochs done"
+    value, grad = f.value_and_grad(solution.params)
+    assert solution.objective == pytest.approx(float(value))
+    assert solution.gradient_norm == pytest.approx(np.linalg.norm(grad))
+    # AdamW's decay is a penalty of its own, which moves the optimum.
+    assert best <= solution.objective <= best * (1.01 if name == "adamw" else 1.001)
+    assert optimizer.learning_rate(499) < 1e-3 * optimizer.learning_rate(0)
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_stochastic_minimize_stays_where_the_parameters_are(xp, rng):
+    for dtype in xp.float_dtypes:
+        f = softmax_problem(xp, rng, dtype)
+        start = xp.asarray(np.full(f.n_params, 0.5), dtype)
+        solution = stochastic.minimize(
+            f, start, sx.SGD(0.3), tol=1e-2, max_epochs=50, rng=np.random.default_rng(0), observe=None
+        )
+        xp.assert_here(solution.params, dtype, (f.n_params,))
+        assert np.linalg.norm(softmax_grad(xp, f, solution.params)) == pytest.approx(solution.gradient_norm, rel=1e-3)
+        np.testing.assert_array_equal(xp.to_numpy(start), np.full(f.n_params, 0.5))
+
+
+@pytest.mark.usefixtures("small_batches")
+def test_stochastic_minimize_says_why_it_ended(rng):
+    f = softmax_problem(NumPyLibrary, rng, "float64")
+
+    def solve(optimizer, tol=1e-12, observe=None):
+        start, seed = np.zeros(f.n_params), np.random.default_rng(0)
+        return stochastic.minimize(f, start, optimizer, tol=tol, max_epochs=50, rng=seed, observe=observe)
+
+    solution = solve(sx.SGD(0.1), tol=0.05)
+    assert solution.converged
+    assert solution.gradient_norm <= 0.05
+    assert solution.message == "the gradient's norm is at most tol=0.05"
+    assert solution.n_evaluations == 5 * solution.n_iter < 250
+
+    seen = []
+    solution = solve(sx.SGD(0.1), observe=lambda iterate: seen.append(iterate) or iterate.n_iter == 4)
+    assert (solution.converged, solution.n_iter, solution.message) == (False, 4, "ended by the observer")
+    assert [iterate.n_iter for iterate in seen] == [1, 2, 3, 4]
+    assert seen[-1].objective == solution.objective < seen[0].objective
+
+    def interrupting(step):
+        if step == 12:  # in the third epoch of five steps
+            raise KeyboardInterrupt
+        return 0.1
+
+    solution = solve(sx.SGD(interrupting))
+    assert (solution.converged, solution.n_iter, solution.n_evaluations) == (False, 3, 12)
+    assert solution.message == "interrupted in epoch 3"
+    assert solution.objective < math.log(3)
+
+    with np.errstate(all="ignore"):
+        solution = solve(sx.SGD(1e308))
+    assert (solution.converged, solution.n_iter) == (False, 1)
+    assert solution.message == "the objective stopped being finite in epoch 1; lower the learning rate"
