@@ -6,7 +6,7 @@ Every message of a check names the argument, the rule, the value found and the r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from numbers import Integral, Real
@@ -20,6 +20,18 @@ Namespace: TypeAlias = Any
 DType: TypeAlias = Any
 Device: TypeAlias = Any
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+# What is computed for each row and class exists for a block of rows at a time, of at most this many bytes, so that
+# memory does not grow with the number of rows.
+BLOCK_BYTES = 256 << 20
+
+
+def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> Iterator[slice]:
+    """Yield the slices of rows, in order, that fill at most `block_bytes` (BLOCK_BYTES) each, but one row at least."""
+    step = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // row_bytes)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
 
 
 def is_array(x: object) -> bool:

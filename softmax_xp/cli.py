@@ -445,13 +445,13 @@ def _scores(classifier: SoftmaxClassifier, table: Table) -> dict[str, Any]:
     import numpy as np
     from sklearn.metrics import precision_recall_fscore_support
 
-    from softmax_xp.objective import row_blocks
+    from softmax_xp._arrays import row_blocks
 
     classes = classifier.classes_
     true = _class_indices(table, classes)  # (n,)
     predicted = np.searchsorted(classes, classifier.predict(table.X))  # (n,)
     loss = 0.0
-    for rows in row_blocks(len(true), len(classes), 8):
+    for rows in row_blocks(len(true), len(classes) * 8):
         log_proba = classifier.predict_log_proba(table.X[rows])  # (m, K)
         loss -= float(np.sum(log_proba[np.arange(len(log_proba)), true[rows]], dtype=np.float64))
     scores = precision_recall_fscore_support(true, predicted, labels=np.arange(len(classes)), zero_division=0.0)

@@ -33,11 +33,12 @@ from softmax_xp._arrays import (
     is_array,
     is_numpy,
     namespace,
+    row_blocks,
     to_numpy,
 )
 from softmax_xp.backend import backend_of, select_backend
 from softmax_xp.kernels import kernels_for
-from softmax_xp.objective import LinearObjective, row_blocks
+from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.solvers import Iterate, Solution, lbfgs, stochastic
 from softmax_xp.solvers.stochastic import Optimizer
@@ -377,7 +378,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with backend.context():
             dtype = dtype_name(X.dtype)
             coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
-            for rows in row_blocks(X.shape[0], len(self.classes_), 8):
+            for rows in row_blocks(X.shape[0], len(self.classes_) * 8):
                 logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
                 part = home.asarray(function(backend.xp, logits))
                 if out is None:

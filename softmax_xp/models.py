@@ -17,10 +17,10 @@ from softmax_xp._arrays import (
     check_rank,
     device_context,
     namespace,
+    row_blocks,
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of
-from softmax_xp.objective import row_blocks
 from softmax_xp.penalties import L2
 
 Params: TypeAlias = dict[str, Array]
@@ -108,7 +108,7 @@ class MLP:
         xp = namespace(X=X)
         with device_context(backend_of(X).device):
             return xp.concat(
-                [xp.argmax(self(X[rows, :]), axis=1) for rows in row_blocks(X.shape[0], max(self.sizes), 8)]
+                [xp.argmax(self(X[rows, :]), axis=1) for rows in row_blocks(X.shape[0], max(self.sizes) * 8)]
             )
 
     def params_on(self, backend: Backend, dtype: Any) -> Params:

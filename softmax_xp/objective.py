@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from softmax_xp._arrays import Array
+from softmax_xp._arrays import Array, accumulation_dtype
 from softmax_xp.backend import Backend
 from softmax_xp.penalties import L2
-
-# Rows are added up in blocks whose logits take at most this much, so that memory does not grow with their number.
-BLOCK_BYTES = 256 << 20
-
-
-def row_blocks(n_rows: int, n_classes: int, itemsize: int) -> Iterator[slice]:
-    """Yield the slices of rows, in order, whose logits fill at most BLOCK_BYTES each."""
-    step = max(1, BLOCK_BYTES // (n_classes * itemsize))
-    for start in range(0, n_rows, step):
-        yield slice(start, min(start + step, n_rows))
 
 
 class LinearObjective:
@@ -59,7 +47,8 @@ class LinearObjective:
         self.sample_weight = sample_weight
         self.fit_intercept = fit_intercept
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
-        self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight))
+        wide = accumulation_dtype(backend.xp, backend.device)
+        self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight, dtype=wide))
 
     @property
     def n_params(self) -> int:
@@ -86,16 +75,10 @@ class LinearObjective:
     def _sum(self, params: Array, X: Array, targets: Array, weight: Array | None, total: float) -> tuple[Array, Array]:
         xp = self.backend.xp
         coef, intercept = self.split(params)
-        kernels = self.backend.kernels(X.dtype)
-        value = self.penalty.value(coef)
-        grad_coef = self.penalty.grad(coef)
-        grad_intercept = None if intercept is None else xp.zeros_like(intercept)
-        for rows in row_blocks(X.shape[0], self.n_classes, xp.finfo(X.dtype).bits // 8):
-            part = None if weight is None else weight[rows]
-            block = kernels.linear_sums(coef, intercept, X[rows, :], targets[rows, ...], part)
-            value = value + block[0] / total
-            grad_coef = grad_coef + xp.astype(block[1], params.dtype, copy=False) / total
-            if grad_intercept is not None:
-                grad_intercept = grad_intercept + xp.astype(block[2], params.dtype, copy=False) / total
-        grad = xp.reshape(grad_coef, (-1,))
-        return value, grad if grad_intercept is None else xp.concat([grad, grad_intercept])
+        sums = self.backend.kernels(X.dtype).linear_sums(coef, intercept, X, targets, weight)
+        value = sums[0] / total + self.penalty.value(coef)
+        grad = xp.astype(sums[1], params.dtype, copy=False) / total + self.penalty.grad(coef)
+        grad = xp.reshape(grad, (-1,))
+        if intercept is None:
+            return value, grad
+        return value, xp.concat([grad, xp.astype(sums[2], params.dtype, copy=False) / total])

@@ -26,13 +26,13 @@ from softmax_xp._arrays import (
     describe,
     dtype_name,
     namespace,
+    row_blocks,
     to_numpy,
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.data import minibatches
 from softmax_xp.models import MLP, Params
-from softmax_xp.objective import row_blocks
 from softmax_xp.solvers import Solution
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
 
@@ -301,7 +301,7 @@ class _Rows:
 
     def blocks(self, width: int) -> Iterator[tuple[slice, _Rows]]:
         """Yield the rows block by block, in order, for activations of `width` numbers a row."""
-        for rows in row_blocks(self.n, width, 8):
+        for rows in row_blocks(self.n, width * 8):
             weight = None if self.weight is None else self.weight[rows]
             yield rows, _Rows(self.backend, self.X[rows, :], self.targets[rows, ...], weight)
 

@@ -179,6 +179,17 @@ def test_a_closed_pipe_ends_quietly(tmp_path):
         assert running.wait(30) == 1
 
 
+def test_a_pipe_closed_before_the_first_line_ends_quietly(tmp_path):
+    np.save(tmp_path / "X.npy", np.eye(2))
+    sx.SoftmaxClassifier(device="cpu").fit([[0.0, 1.0], [1.0, 0.0]], [0, 1]).save(tmp_path / "model")
+    read, write = os.pipe()
+    os.close(read)
+    command = [*COMMAND, "predict", "model", "X.npy"]
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
 # --- train ---
 
 
@@ -697,6 +708,8 @@ def test_ctrl_c_outside_of_the_fit_is_one_word(run, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(sx.SoftmaxClassifier, "fit", fit)
+    assert run("train") == (130, "", "softmax-xp: interrupted\n")
+    monkeypatch.setattr(cli.typer.main, "get_command", fit)
     assert run("train") == (130, "", "softmax-xp: interrupted\n")
 
 

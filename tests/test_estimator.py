@@ -44,21 +44,35 @@ def test_estimator_keeps_scikit_learns_contract(estimator, check):
     check(estimator)
 
 
-ARRAY_API_CHECK = """
+WITH_DISPATCH = """
 import warnings
 from sklearn.utils.estimator_checks import check_estimator
 import softmax_xp
 warnings.simplefilter("ignore")
 results = check_estimator(softmax_xp.SoftmaxClassifier(), on_skip=None)
 print(sum(r["status"] == "passed" for r in results), {r["status"] for r in results})
+
+from sklearn import config_context
+from sklearn.datasets import load_iris
+import array_api_strict, numpy
+X, y = load_iris(return_X_y=True)
+device = array_api_strict.Device("device1")
+X_there, y_there = array_api_strict.asarray(X, device=device), array_api_strict.asarray(y, device=device)
+alone = softmax_xp.SoftmaxClassifier(device="cpu").fit(X, y)
+with config_context(array_api_dispatch=True):
+    for X_given, y_given in ((X, y), (X_there, y_there), (X_there, y)):
+        model = softmax_xp.SoftmaxClassifier().fit(X_given, y_given)
+        p = model.predict_proba(X_given)
+        assert type(p) is type(X_given) and model.score(X_given, y_given) == alone.score(X, y)
+        assert numpy.allclose(numpy.from_dlpack(p), alone.predict_proba(X), atol=1e-3)
 """
 
 
-def test_check_estimator_passes_whole_with_array_api_dispatch(python):
+def test_contract_holds_with_array_api_dispatch(python):
     """One check needs an environment variable that has to be set before SciPy is imported."""
     command, environment = python
     done = subprocess.run(
-        [*command, "-c", ARRAY_API_CHECK],
+        [*command, "-c", WITH_DISPATCH],
         env={**environment, "SCIPY_ARRAY_API": "1"},
         capture_output=True,
         text=True,
@@ -110,6 +124,16 @@ def test_weights_and_string_labels_are_scikit_learns(standardised, class_weight)
     np.testing.assert_array_equal(ours.classes_, expected.classes_)
     np.testing.assert_array_equal(ours.predict(X), expected.predict(X))
     assert ours.score(X, y, weight) == pytest.approx(expected.score(X, y, weight))
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_intercepts_sum_to_zero_whatever_the_solver(standardised):
+    """A shift of all of them changes nothing; scikit-learn's choice is this one."""
+    X, y = standardised["iris"]
+    for solver in ("lbfgs", "adam"):
+        ours = sx.SoftmaxClassifier(solver=solver, max_iter=50, random_state=1, device="cpu").fit(X, y)
+        assert np.abs(ours.intercept_).max() > 0.1
+        assert abs(ours.intercept_.sum()) < 1e-12
 
 
 def test_no_penalty_is_c_infinity(standardised):
@@ -425,13 +449,13 @@ def test_a_separable_problem_without_penalty_does_not_run_away(standardised):
 
 
 def test_predictions_do_not_depend_on_blocks(standardised, monkeypatch):
-    from softmax_xp import estimator, objective
+    from softmax_xp import _arrays
 
     X, y = standardised["iris"]
     ours = sx.SoftmaxClassifier(device="cpu").fit(X, y)
     whole = ours.predict_proba(X), ours.predict(X)
-    monkeypatch.setattr(objective, "BLOCK_BYTES", 24 * 7)  # seven rows
-    assert len(list(estimator.row_blocks(150, 3, 8))) == 22
+    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 24 * 7)  # seven rows
+    assert len(list(_arrays.row_blocks(150, 24))) == 22
     np.testing.assert_allclose(ours.predict_proba(X), whole[0], atol=1e-15)
     np.testing.assert_array_equal(ours.predict(X), whole[1])
 

@@ -9,10 +9,11 @@ import oracle
 import pytest
 from tolerances import TOLERANCE
 
-from softmax_xp import objective
+from softmax_xp import _arrays
+from softmax_xp._arrays import row_blocks
 from softmax_xp.backend import backend_of
 from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
-from softmax_xp.objective import LinearObjective, row_blocks
+from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
 TARGETS = ["labels", "probabilities"]
@@ -131,11 +132,11 @@ def test_value_and_grad_does_not_depend_on_blocks(xp, rng, monkeypatch, c):
         p = Problem(xp, rng, dtype, n=53, c=c, weighted=True, targets=targets)
         params = p.given(p.params)
         with monkeypatch.context() as patch:
-            patch.setattr(objective, "BLOCK_BYTES", 8 * c * 5)
-            assert len(list(row_blocks(53, c, 8))) == 11
+            patch.setattr(_arrays, "BLOCK_BYTES", 8 * c * 5)
+            assert len(list(row_blocks(53, 8 * c))) == 11
             patch.setattr(blocked, "BLOCK_BYTES", 1)
             patch.setattr(blocked, "MIN_BLOCK_ROWS", 2)
-            assert len(list(blocked._blocks(5, 1, 8))) == 3
+            assert len(list(blocked._blocks(5, 8))) == 3
             value, grad = p.objective().value_and_grad(params)
         expected, expected_grad = p.objective().value_and_grad(params)
         xp.assert_close(value, float(expected), wide(xp), "loss", bound("loss", dtype, float(expected)))
@@ -145,12 +146,12 @@ def test_value_and_grad_does_not_depend_on_blocks(xp, rng, monkeypatch, c):
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("n", [1, 6, 7, 8, 100])
 def test_row_blocks_hold_every_row_once(monkeypatch, n, itemsize):
-    monkeypatch.setattr(objective, "BLOCK_BYTES", 7 * 3 * itemsize)
-    blocks = list(row_blocks(n, 3, itemsize))
+    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 7 * 3 * itemsize)
+    blocks = list(row_blocks(n, 3 * itemsize))
     assert [i for rows in blocks for i in range(n)[rows]] == list(range(n))
     assert max(rows.stop - rows.start for rows in blocks) == min(n, 7)
-    monkeypatch.setattr(objective, "BLOCK_BYTES", 1)
-    assert len(list(row_blocks(n, 3, itemsize))) == n  # a row longer than a block still passes
+    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 1)
+    assert len(list(row_blocks(n, 3 * itemsize))) == n  # a row longer than a block still passes
 
 
 @pytest.mark.parametrize("targets", TARGETS)

@@ -532,6 +532,14 @@ def test_a_changed_field_is_refused(tmp_path, field):
         tampered(path, arrays, {key: value for key, value in record.items() if key != name}, name)
 
 
+def test_labels_that_their_dtype_cannot_hold_are_refused(tmp_path):
+    path = tmp_path / "model"
+    sx.save(fitted(), path)
+    arrays, record = parts(path)
+    for dtype, values in (("float32", [0.1, 0.2, 0.3]), ("str", ["a", "b\0", "c"]), ("uint8", [0, 1, 256])):
+        tampered(path, arrays, record | {"classes": {"dtype": dtype, "values": values}})
+
+
 def test_changed_arrays_are_refused(tmp_path):
     path = tmp_path / "model"
     sx.save(fitted(), path)
@@ -588,6 +596,14 @@ def test_a_parameter_that_an_older_version_lacked_takes_its_default(tmp_path):
     assert sx.load(path).verbose == 0
 
 
+def test_a_parameter_that_this_version_lacks_is_named(tmp_path):
+    path = tmp_path / "model"
+    sx.save(fitted(), path)
+    arrays, record = parts(path)
+    record["parameters"]["unheard_of"] = 1
+    tampered(path, arrays, record, f"parameters must be what softmax_xp {sx.__version__} knows, got ['unheard_of']")
+
+
 def test_a_message_stays_one_line_whatever_the_file_says(tmp_path):
     path = tmp_path / "model"
     sx.save(fitted(), path)
@@ -596,3 +612,7 @@ def test_a_message_stays_one_line_whatever_the_file_says(tmp_path):
     tampered(path, arrays, record | {"format": 2, "version": "a\nb"})
     assert len(refusal(path)) < 400
     tampered(path, {"a\nb": arrays["coef"]}, record)
+    (tmp_path / "a\nb").write_bytes(b"")
+    with pytest.raises(ModelFileError) as caught:
+        sx.load(tmp_path / "a\nb")
+    assert len(str(caught.value).splitlines()) == 1

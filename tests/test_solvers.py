@@ -242,6 +242,27 @@ def test_line_search_satisfies_the_strong_wolfe_conditions(line, step):
     assert abs(slope) <= lbfgs.CURVATURE * abs(start.slope)
 
 
+def point_of(step, value, slope):
+    return lbfgs._Point(step, np.zeros(1), value, np.zeros(1), slope, abs(slope))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_interpolation_finds_the_minimum_of_a_cubic(reverse):
+    def cubic(a):  # its minimum is at 2
+        return point_of(a, a**3 / 3 - 1.5 * a**2 + 2 * a, a**2 - 3 * a + 2)
+
+    ends = [cubic(1.2), cubic(3.0)]
+    assert lbfgs._interpolated(*(ends[::-1] if reverse else ends)) == pytest.approx(2.0, rel=1e-12)
+
+
+def test_interpolation_stays_inside_the_bracket(rng):
+    bad = [math.nan, math.inf, -math.inf, 0.0]
+    for value, slope in [*rng.normal(scale=10, size=(200, 2)), *itertools.product(bad, bad)]:
+        for low, high in ((1.0, 3.0), (3.0, 1.0)):
+            step = lbfgs._interpolated(point_of(low, 0.0, -1.0 if low < high else 1.0), point_of(high, value, slope))
+            assert 1.2 - 1e-12 <= step <= 2.8 + 1e-12
+
+
 def test_lbfgs_compares_slopes_where_values_are_noise():
     """On a bowl whose values err by 1e-7 of themselves, the slopes still lead to the minimum."""
     scale = np.geomspace(1, 50, 6)

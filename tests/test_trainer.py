@@ -13,9 +13,10 @@ import pytest
 from tolerances import TOLERANCE
 
 import softmax_xp as sx
-from softmax_xp import objective, trainer as module
+from softmax_xp import _arrays, trainer as module
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.data import minibatches
+from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.solvers import lbfgs
 
@@ -41,7 +42,7 @@ def minimum(X, y, reg, weight=None, smoothing=0.0):
     c = 3
     if smoothing:
         y = (1 - smoothing) * (np.eye(c)[y] if y.ndim == 1 else y) + smoothing / c
-    f = objective.LinearObjective(backend_of(X), X, y, c, L2(reg), weight)
+    f = LinearObjective(backend_of(X), X, y, c, L2(reg), weight)
     solution = lbfgs.minimize(f.value_and_grad, np.zeros(f.n_params), tol=1e-9, rounding=1e-15)
     assert solution.converged
     return solution.objective
@@ -235,7 +236,7 @@ def test_solution_is_over_all_rows_in_blocks(xp, rng, monkeypatch):
     weight = rng.uniform(0.5, 2, size=40)
     for dtype in xp.float_dtypes:
         model = sx.Linear(4, 3)
-        monkeypatch.setattr(objective, "BLOCK_BYTES", 8 * 4 * 7)  # seven rows
+        monkeypatch.setattr(_arrays, "BLOCK_BYTES", 8 * 4 * 7)  # seven rows
         history = quiet(model, max_steps=5, reg=0.3, batch_size=16, optimizer=sx.SGD(0.5)).fit(
             xp.asarray(X, dtype), xp.asarray(y), (xp.asarray(X, dtype), xp.asarray(y)), xp.asarray(weight, dtype)
         )

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from softmax_xp._arrays import row_blocks
+
 # A block of X and its logits should pass from the first product to the second inside the cache. Two MiB is the
 # second-level cache of a current core, or its share of the third; smaller blocks lose to the calls around them.
 BLOCK_BYTES = 2 << 20
@@ -42,7 +44,7 @@ def cross_entropy(
     """Return the weighted loss of each row, (n,)."""
     logits, targets = _rows_first(logits, axis), _rows_first(targets, axis)
     losses = np.empty(logits.shape[0], dtype=logits.dtype)
-    for rows in _blocks(len(logits), logits.shape[1], logits.itemsize):
+    for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         z = logits[rows] - logits[rows].max(axis=1, keepdims=True)
         _row_pass(z, targets[rows], _of(weight, rows), smoothing, losses[rows], grad=False)
     return losses
@@ -59,7 +61,7 @@ def cross_entropy_with_grad(
     grad = np.empty_like(logits)
     logits, targets, z = _rows_first(logits, axis), _rows_first(targets, axis), _rows_first(grad, axis)
     losses = np.empty(logits.shape[0], dtype=logits.dtype)
-    for rows in _blocks(len(logits), logits.shape[1], logits.itemsize):
+    for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         np.subtract(logits[rows], logits[rows].max(axis=1, keepdims=True), out=z[rows])
         _row_pass(z[rows], targets[rows], _of(weight, rows), smoothing, losses[rows], grad=True)
     return losses, grad
@@ -81,7 +83,7 @@ def linear_sums(
     loss = np.zeros((), dtype=np.float64)
     grad_coef = np.zeros((n_coef, n_features), dtype=X.dtype)
     grad_intercept = np.zeros(n_coef, dtype=X.dtype)
-    for rows in _blocks(n_rows, n_features + n_coef + first, X.itemsize):
+    for rows in _blocks(n_rows, (n_features + n_coef + first) * X.itemsize):
         X_block = X[rows]
         z = np.zeros((n_coef + first, X_block.shape[0]), dtype=X.dtype)  # (C, m): class-major
         np.matmul(coef, X_block.T, out=z[first:])
@@ -135,11 +137,9 @@ def _row_pass(
         losses *= weight
 
 
-def _blocks(n_rows: int, row_length: int, itemsize: int) -> Iterator[slice]:
-    """Yield slices of rows whose `row_length` numbers each fill about BLOCK_BYTES."""
-    step = max(MIN_BLOCK_ROWS, BLOCK_BYTES // (row_length * itemsize))
-    for start in range(0, n_rows, step):
-        yield slice(start, start + step)
+def _blocks(n_rows: int, row_bytes: int) -> Iterator[slice]:
+    """Yield slices of rows that stay in cache."""
+    return row_blocks(n_rows, row_bytes, max(BLOCK_BYTES, MIN_BLOCK_ROWS * row_bytes))
 
 
 def _rows_first(x: np.ndarray, axis: int) -> np.ndarray:

@@ -16,7 +16,7 @@ entry is therefore formed before it is rounded.
 
 from __future__ import annotations
 
-from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, namespace, working_dtype
+from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, namespace, row_blocks, working_dtype
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -92,20 +92,26 @@ def linear_sums(
     """
     xp = namespace(X=X)
     dtype = working_dtype(xp, X.dtype)
-    X = xp.astype(X, dtype, copy=False)
-    logits = xp.astype(coef, dtype, copy=False) @ X.T  # (C, n): class-major, so `coef` and X are read as they lie
-    if intercept is not None:
-        logits = logits + xp.astype(intercept, dtype, copy=False)[:, None]
+    coef = xp.astype(coef, dtype, copy=False)
     single = coef.shape[0] == 1
-    if single:
-        logits = xp.concat([xp.zeros_like(logits), logits], axis=0)  # (2, n)
-    losses, dlogits = cross_entropy_with_grad(
-        logits, targets.T if targets.ndim == 2 else targets, weight, smoothing, axis=0
-    )
-    if single:
-        dlogits = dlogits[1:, :]
-    loss = xp.sum(losses, dtype=accumulation_dtype(xp, device_of(X)))
-    return loss, dlogits @ X, xp.sum(dlogits, axis=1)
+    sums: tuple[Array, Array, Array] | None = None
+    for rows in row_blocks(X.shape[0], (coef.shape[0] + single) * xp.finfo(dtype).bits // 8):
+        X_block = xp.astype(X[rows, :], dtype, copy=False)
+        logits = coef @ X_block.T  # (C, m): class-major, so that coef and X are read as they lie
+        if intercept is not None:
+            logits = logits + xp.astype(intercept, dtype, copy=False)[:, None]
+        if single:
+            logits = xp.concat([xp.zeros_like(logits), logits], axis=0)  # (2, m)
+        t = targets[rows] if targets.ndim == 1 else targets[rows, :].T
+        losses, dlogits = cross_entropy_with_grad(logits, t, None if weight is None else weight[rows], smoothing, 0)
+        if single:
+            dlogits = dlogits[1:, :]
+        loss = xp.sum(losses, dtype=accumulation_dtype(xp, device_of(X)))
+        block = loss, dlogits @ X_block, xp.sum(dlogits, axis=1)
+        sums = block if sums is None else (sums[0] + block[0], sums[1] + block[1], sums[2] + block[2])
+    if sums is None:
+        raise ValueError("`X` must have at least one row, got none; pass one.")
+    return sums
 
 
 def _shifted(xp: Namespace, logits: Array, axis: int) -> Array:
