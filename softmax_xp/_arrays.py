@@ -78,6 +78,11 @@ def device_context(device: Device) -> AbstractContextManager[Any]:
     return device if hasattr(device, "use") else nullcontext()  # a device that has to be made the current one
 
 
+def detached(x: Array) -> Array:
+    """Return `x` without the autograd graph of its library, which would grow with every step of a solver."""
+    return x.detach() if hasattr(x, "detach") else x
+
+
 def to_numpy(x: Array) -> np.ndarray:
     """Return `x` as a NumPy array on the host; the memory is shared where the library allows it."""
     if is_numpy(x) or not is_array(x):
@@ -85,10 +90,8 @@ def to_numpy(x: Array) -> np.ndarray:
     xp = array_api_compat.array_namespace(x)
     if dtype_name(x.dtype) == "bfloat16":  # NumPy has no such type; float32 holds each of its values
         x = xp.astype(x, xp.float32)
-    if hasattr(x, "detach"):  # leave the autograd graph
-        x = x.detach()
     try:
-        x = array_api_compat.to_device(x, "cpu")
+        x = array_api_compat.to_device(detached(x), "cpu")
     except (ValueError, TypeError):  # a library whose host is not called "cpu" exports it by DLPack
         return np.from_dlpack(x)
     return x if is_numpy(x) else np.from_dlpack(x)

@@ -20,6 +20,7 @@ from softmax_xp._arrays import (
     DType,
     Namespace,
     describe,
+    detached,
     device_context,
     device_of,
     dtype_name,
@@ -83,6 +84,7 @@ class Backend:
         """
         if isinstance(dtype, str):
             dtype = getattr(self.xp, dtype)
+        x = detached(x)
         with self.context():
             if is_array(x) and array_api_compat.array_namespace(x) is self.xp:
                 x = x if device_of(x) == self.device else array_api_compat.to_device(x, self.device)

@@ -28,6 +28,7 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
+    detached,
     device_of,
     dtype_name,
     is_array,
@@ -172,7 +173,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         backend = select_backend(self.device, like=X)
         X = self._validated(X, y, reset=True)
-        classes, labels = _encoded(y)
+        classes, labels = _encoded(y, warn=not is_numpy(X))  # `validate_data` has warned already
         check_length(labels, "y", X.shape[0], "X")
         weight = self._weights(sample_weight, classes, labels)
         with backend.context():
@@ -303,7 +304,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not reset:
                 return validate_data(self, X, reset=False, dtype=dtype)
             return validate_data(self, X, to_numpy(y) if is_array(y) else y, dtype=dtype)[0]
-        xp = namespace(X=X)
+        X, xp = detached(X), namespace(X=X)
         check_rank(X, "X", 2, "(n_samples, n_features)")
         validate_data(self, X, reset=reset, skip_check_array=True)  # counts the features
         if not xp.isdtype(X.dtype, ("real floating", "integral", "bool")):
@@ -388,9 +389,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return out
 
 
-def _encoded(y: Any) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(y: Any, warn: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted classes in `y`, and each row's index among them, on the host."""
-    y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=True)
+    y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=warn)
     y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
     check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from softmax_xp._arrays import (
     Array,
+    accumulation_dtype,
     check_finite,
     check_floating,
     check_integer,
@@ -24,6 +25,7 @@ from softmax_xp._arrays import (
     check_real,
     check_weights,
     describe,
+    detached,
     dtype_name,
     namespace,
     row_blocks,
@@ -167,6 +169,10 @@ class Trainer:
         patience: int | None = None,
         callbacks: Sequence[Callable[[Progress], object]] = (),
     ) -> None:
+        if isinstance(model, type) or not hasattr(model, "backward"):
+            raise TypeError(
+                f"`model` must be a Linear or MLP, got {describe(model)}; for example softmax_xp.MLP([784, 256, 10])."
+            )
         self.model = model
         self.optimizer = SGD(learning_rate=1e-2, momentum=0.9) if optimizer is None else optimizer
         if isinstance(self.optimizer, type) or not hasattr(self.optimizer, "step"):
@@ -252,6 +258,12 @@ class Trainer:
             home = backend_of(X)
             self.model.params = {name: home.asarray(x) for name, x in solution.params.items()}
         loop.history.solution = replace(solution, params=self.model.params)
+        if loop.diverged:
+            warnings.warn(
+                f"{loop.message}; the last finite weights are kept. Lower the learning rate, or scale the features.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return loop.history
 
     def _placed(
@@ -259,6 +271,7 @@ class Trainer:
     ) -> _Rows:
         """Check data where they lie, and return them on the backend."""
         X_name, y_name = names
+        X, y = detached(X), detached(y)
         xp, of_y = namespace(**{X_name: X}), namespace(**{y_name: y})
         check_rank(X, X_name, 2, "(n_samples, n_features)")
         check_floating(xp, X, X_name)
@@ -323,6 +336,7 @@ class _Loop:
         self.history = History()
         self.message = f"max_steps={trainer.max_steps} steps taken"
         self.stopped_early = False
+        self.diverged = False
         self.pending: list[Array] = []  # losses still on the device
         self.current = start  # the parameters of the step that is being taken
         self.before = start  # the parameters that the last pending loss was measured at
@@ -369,11 +383,7 @@ class _Loop:
         first = next((i for i, loss in enumerate(self.history.loss, 1) if not math.isfinite(loss)), None)
         if first is not None or not math.isfinite(value):
             self.message = f"the loss stopped being finite at step {first or ended.n_steps + 1}"
-            warnings.warn(
-                f"{self.message}; the last finite weights are kept. Lower the learning rate, or scale the features.",
-                RuntimeWarning,
-                stacklevel=3,
-            )
+            self.diverged = True
             if not math.isfinite(value):
                 params = self.finite
                 value, norm = self._over_all(params)
@@ -406,8 +416,10 @@ class _Loop:
             value, grads = self._batch_value_and_grad(params, part, self.rows.n, reg)
             total += float(value)
             total_grads = {name: total_grads[name] + g if total_grads else g for name, g in grads.items()}
-        xp = self.rows.backend.xp
-        return total, math.sqrt(sum(float(xp.sum(g * g)) for g in total_grads.values()))
+        backend = self.rows.backend
+        xp, wide = backend.xp, accumulation_dtype(backend.xp, backend.device)
+        squares = (float(xp.sum(xp.astype(g, wide, copy=False) ** 2)) for g in total_grads.values())
+        return total, math.sqrt(sum(squares))
 
     def _flush(self) -> bool:
         """Fetch the losses from the device in one transfer; return whether all are finite."""

@@ -30,7 +30,12 @@ import softmax_xp as sx
 from softmax_xp import cli
 from softmax_xp.solvers import Iterate
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(sx.__file__).parents[1]), "PYTHONWARNINGS": "default"}
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONUNBUFFERED": "",
+    "PYTHONPATH": str(Path(sx.__file__).parents[1]),
+    "PYTHONWARNINGS": "default",
+}
 COMMAND = [sys.executable, "-m", "softmax_xp"]
 IRIS = load_iris()
 SPECIES = IRIS.target_names[IRIS.target]

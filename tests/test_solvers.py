@@ -261,6 +261,8 @@ def test_interpolation_stays_inside_the_bracket(rng):
         for low, high in ((1.0, 3.0), (3.0, 1.0)):
             step = lbfgs._interpolated(point_of(low, 0.0, -1.0 if low < high else 1.0), point_of(high, value, slope))
             assert 1.2 - 1e-12 <= step <= 2.8 + 1e-12
+            if not (math.isfinite(value) and math.isfinite(slope)):  # far back: the end is out of the domain
+                assert step == pytest.approx(low + 0.1 * (high - low))
 
 
 def test_lbfgs_compares_slopes_where_values_are_noise():

@@ -237,9 +237,9 @@ def test_solution_is_over_all_rows_in_blocks(xp, rng, monkeypatch):
     for dtype in xp.float_dtypes:
         model = sx.Linear(4, 3)
         monkeypatch.setattr(_arrays, "BLOCK_BYTES", 8 * 4 * 7)  # seven rows
-        history = quiet(model, max_steps=5, reg=0.3, batch_size=16, optimizer=sx.SGD(0.5)).fit(
-            xp.asarray(X, dtype), xp.asarray(y), (xp.asarray(X, dtype), xp.asarray(y)), xp.asarray(weight, dtype)
-        )
+        options = {"max_steps": 5, "validate_every": 5, "reg": 0.3, "batch_size": 16, "optimizer": sx.SGD(0.5)}
+        data = (xp.asarray(X, dtype), xp.asarray(y))
+        history = quiet(model, **options).fit(*data, data, xp.asarray(weight, dtype))
         model.params = numpy_params(xp, model)
         W, b = model.params["W"], model.params["b"]
         X_held, weight_held = X.astype(dtype), weight.astype(dtype)
@@ -250,6 +250,9 @@ def test_solution_is_over_all_rows_in_blocks(xp, rng, monkeypatch):
         total = weight_held.astype("float64").sum()
         norm = math.sqrt(((grad / total + 0.3 * W.T.astype("float64")) ** 2).sum() + ((grad_b / total) ** 2).sum())
         assert history.solution.gradient_norm == pytest.approx(norm, rel=10 * relative)
+        unweighted = exact_objective(model, X_held, y, 0.0)
+        assert history.validation_loss == [pytest.approx(unweighted, rel=10 * relative)]
+        assert history.validation_accuracy == [(model.predict(X_held) == y).mean()]
 
 
 def test_params_come_back_where_x_is(xp, rng):

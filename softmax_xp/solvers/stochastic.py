@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from softmax_xp._arrays import Array, check_real, namespace
+from softmax_xp._arrays import Array, accumulation_dtype, check_real, namespace
 from softmax_xp.data import minibatches
 from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import Iterate, Solution
@@ -230,7 +230,8 @@ def minimize(
 
     def over_all(params: Params) -> tuple[float, float]:
         value, grad = objective.value_and_grad(joined(params))
-        return float(value), float(xp.sum(grad * grad)) ** 0.5
+        wide = xp.astype(grad, accumulation_dtype(xp, backend.device), copy=False)
+        return float(value), float(xp.sum(wide * wide)) ** 0.5
 
     def value_and_grad(params: Params, rows: Array) -> tuple[Array, Params]:
         value, grad = objective.batch_value_and_grad(joined(params), rows)
