@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         softmax_loss as softmax_loss,
     )
     from softmax_xp.models import MLP as MLP, Linear as Linear
-    from softmax_xp.persistence import load as load, save as save
+    from softmax_xp.persistence import ModelFileError as ModelFileError, load as load, save as save
     from softmax_xp.solvers import Solution as Solution
     from softmax_xp.solvers.schedules import (
         ConstantSchedule as ConstantSchedule,
@@ -50,6 +50,7 @@ _HOME = {
     "softmax_loss": "functional",
     "Linear": "models",
     "MLP": "models",
+    "ModelFileError": "persistence",
     "load": "persistence",
     "save": "persistence",
     "Solution": "solvers",
