@@ -36,7 +36,7 @@ def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> I
 
 def is_array(x: object) -> bool:
     """Return whether `x` is an array of a library that follows the array API standard."""
-    return bool(array_api_compat.is_array_api_obj(x))
+    return not isinstance(x, type) and bool(array_api_compat.is_array_api_obj(x))
 
 
 def is_numpy(x: object) -> bool:
@@ -176,26 +176,30 @@ def check_finite(xp: Namespace, x: Array, name: str) -> None:
         return
     row = int(xp.argmax(xp.astype(xp.any(bad, axis=1), xp.int32)))
     column = int(xp.argmax(xp.astype(bad[row, :], xp.int32)))
+    value = float(x[row, column])
     raise ValueError(
-        f"`{name}` must be finite, got {float(x[row, column])} at row {row}, column {column}; drop or impute such rows."
+        f"`{name}` must be finite, got {'NaN' if math.isnan(value) else value} at row {row}, column {column}; "
+        f"drop or impute such rows."
     )
 
 
 @_where_it_lies
-def check_labels(xp: Namespace, labels: Array, n_classes: int, name: str = "labels") -> None:
-    """Raise unless `labels` are integers (TypeError) in [0, n_classes) (ValueError)."""
+def check_labels(xp: Namespace, labels: Array, n_classes: int, name: str = "labels") -> Array:
+    """Return `labels` as int64; raise unless they are integers (TypeError) in [0, n_classes) (ValueError)."""
     if not xp.isdtype(labels.dtype, "integral"):
         raise TypeError(
             f"`{name}` must be integer class indices, got dtype {dtype_name(labels.dtype)}; "
             f"encode them first, for example numpy.unique({name}, return_inverse=True)[1], "
             f"or pass probabilities of shape (n_samples, n_classes)."
         )
+    labels = xp.astype(labels, xp.int64, copy=False)  # not every library computes with every integer dtype
     if int(xp.min(labels)) < 0 or int(xp.max(labels)) >= n_classes:
         row = int(xp.argmax(xp.astype(xp.logical_or(labels < 0, labels >= n_classes), xp.int32)))
         raise ValueError(
             f"`{name}` must lie in [0, {n_classes}), got {int(labels[row])} at row {row}; encode them first, "
             f"for example numpy.unique({name}, return_inverse=True)[1]."
         )
+    return labels
 
 
 @_where_it_lies
@@ -214,7 +218,9 @@ def check_probabilities(xp: Namespace, targets: Array, n_classes: int, name: str
         )
     wide = working_dtype(xp, targets.dtype)
     excess = xp.abs(xp.sum(xp.astype(targets, wide), axis=1) - 1.0)
-    if float(xp.max(excess)) > 8 * n_classes**0.5 * float(xp.finfo(targets.dtype).eps):
+    # Probabilities in float64 have often been float32 before.
+    eps = max(float(xp.finfo(targets.dtype).eps), float(xp.finfo(xp.float32).eps))
+    if float(xp.max(excess)) > 8 * n_classes**0.5 * eps:
         row = int(xp.argmax(excess))
         raise ValueError(
             f"`{name}` as probabilities must sum to 1 in each row, got "
@@ -223,12 +229,13 @@ def check_probabilities(xp: Namespace, targets: Array, n_classes: int, name: str
 
 
 @_where_it_lies
-def check_weights(xp: Namespace, weights: Array, n: int, name: str = "sample_weight") -> None:
+def check_weights(xp: Namespace, weights: Array, n: int, name: str = "sample_weight", of: str = "X") -> None:
     """Raise unless `weights` (n,) are finite, none negative, and not all zero."""
     check_rank(weights, name, 1, "(n_samples,)")
-    check_length(weights, name, n, "X" if name == "sample_weight" else name)
+    check_length(weights, name, n, of)
     check_floating(xp, weights, name)
-    total, least = float(xp.sum(weights)), float(xp.min(weights))
+    wide = accumulation_dtype(xp, device_of(weights))
+    total, least = float(xp.sum(weights, dtype=wide)), float(xp.min(weights))
     if not (math.isfinite(total) and math.isfinite(least)):
         raise ValueError(f"`{name}` must be finite, got a sum of {total}; drop or repair such rows.")
     if least < 0:

@@ -212,6 +212,9 @@ def train(
 def predict(
     model: ModelFile,
     data: DataFile,
+    target: Annotated[
+        str | None, typer.Option(help="Column with labels, to be left out, where the file has no names.")
+    ] = None,
     proba: Annotated[bool, typer.Option("--proba", help="The probability of each class instead of labels.")] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .csv file, instead of the screen.", show_default=False)
@@ -231,7 +234,7 @@ def predict(
     """
     if output is not None:
         _check_writable(output)
-    classifier, table = _model_and_table(model, data, device, need_target=False)
+    classifier, table = _model_and_table(model, data, device, target=target, need_target=False)
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
     with open(output, "w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -309,11 +312,28 @@ def devices(as_json: Json = False) -> None:
 # --- Data in ---
 
 
+def _read(path: Path, **options: Any) -> Table:
+    """Return the table in a file, all of its features finite."""
+    import array_api_compat.numpy as xp
+
+    from softmax_xp._arrays import check_finite
+    from softmax_xp.readers import read_table
+
+    table = read_table(path, **options)
+    try:
+        check_finite(xp, table.X, "X")
+    except ValueError as error:
+        raise ValueError(f"{table.source}: {error}") from None
+    return table
+
+
 def _training_table(data: Path | None, target: str | None) -> Table:
-    from softmax_xp.readers import Table, read_table
+    from softmax_xp.readers import Table
 
     if data is not None:
-        return read_table(data, target=target)
+        return _read(data, target=target)
+    if target is not None:
+        raise ValueError("--target goes with a file of data, got none; name the file before it")
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)
@@ -321,7 +341,10 @@ def _training_table(data: Path | None, target: str | None) -> Table:
 
 
 def _split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
-    """Return X, y for training and X, y held out, drawn class by class where every class has rows for both."""
+    """Return X, y for training and X, y held out, drawn class by class where every class has rows for both.
+
+    The only row of a class is never held out.
+    """
     import numpy as np
     from sklearn.model_selection import train_test_split
 
@@ -329,26 +352,33 @@ def _split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]
     y: Any = table.y
     if holdout == 0.0:
         return X, y, X[:0], y[:0]
-    classes, counts = np.unique(y, return_counts=True)
-    n_test = math.ceil(holdout * len(y))
-    by_class = counts.min() > 1 and len(classes) <= min(n_test, len(y) - n_test)
-    X, X_test, y, y_test = train_test_split(
-        X, y, test_size=holdout, stratify=y if by_class else None, random_state=seed
-    )
-    unlearned = np.setdiff1d(classes, y).tolist()
+    classes, inverse, counts = np.unique(y, return_inverse=True, return_counts=True)
+    lone = np.flatnonzero(counts[inverse] == 1)
+    rows = np.flatnonzero(counts[inverse] > 1)
+    n_test = math.ceil(holdout * len(rows))
+    if n_test in (0, len(rows)):
+        raise ValueError(
+            f"{table.source}: --holdout must leave rows to train and to test on, got {holdout} of {len(rows)} rows; "
+            f"lower it, or use --holdout 0"
+        )
+    by_class = int(np.sum(counts > 1)) <= min(n_test, len(rows) - n_test)
+    kept, held = train_test_split(rows, test_size=n_test, stratify=y[rows] if by_class else None, random_state=seed)
+    kept = np.concatenate([kept, lone])
+    unlearned = np.setdiff1d(classes, y[kept]).tolist()
     if unlearned:
-        _warn(f"all rows of class {_listed(unlearned)} are held out; use --holdout 0 or --test to train on them")
-    return X, y, X_test, y_test
+        raise ValueError(
+            f"{table.source}: --holdout must leave rows of each class to train on, got none of {_listed(unlearned)}; "
+            f"lower it, use --holdout 0, or give a file to --test"
+        )
+    return X[kept], y[kept], X[held], y[held]
 
 
 def _test_rows(test: Path, target: str | None, trained: Table) -> tuple[Any, Any]:
     import numpy as np
 
-    from softmax_xp.readers import read_table
-
     if target is not None and trained.feature_names is None and os.path.isfile(target):
         target = None  # the file with the labels of the other file; this one's is found by its name
-    table = read_table(test, target=target, features=trained.feature_names)
+    table = _read(test, target=target, features=trained.feature_names)
     classes: Any = np.unique(np.asarray(trained.y))
     return table.X, classes[_class_indices(table, classes)]
 
@@ -357,11 +387,16 @@ def _model_and_table(
     model: Path, data: Path, device: str, target: str | None = None, need_target: bool = True
 ) -> tuple[SoftmaxClassifier, Table]:
     from softmax_xp import SoftmaxClassifier
-    from softmax_xp.readers import read_table
 
     classifier = SoftmaxClassifier.load(model, device=device)
     names = getattr(classifier, "feature_names_in_", None)
-    return classifier, read_table(data, target=target, features=names, need_target=need_target)
+    table = _read(data, target=target, features=names, need_target=need_target)
+    if table.X.shape[1] != classifier.n_features_in_:
+        raise ValueError(
+            f"{table.source}: the model takes {classifier.n_features_in_} features, got {table.X.shape[1]}; "
+            f"name the column with the labels by --target, or give data like that of train"
+        )
+    return classifier, table
 
 
 def _class_indices(table: Table, classes: np.ndarray) -> np.ndarray:
@@ -397,7 +432,7 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
 
         model.fit(X, y, observe=observe)
     for warning in caught:
-        _warn(warning.message)
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     return curve, any(
         issubclass(warning.category, ConvergenceWarning) and ": interrupted" in str(warning.message)
         for warning in caught
@@ -540,10 +575,6 @@ def _listed(labels: Sequence[object]) -> str:
     return shown if len(labels) <= 8 else f"{shown}, ... ({len(labels)} in all)"
 
 
-def _warn(message: object) -> None:
-    typer.secho(f"warning: {_first_line(message)}", fg="yellow", err=True)
-
-
 def _first_line(message: object) -> str:
     return (str(message).strip().splitlines() or [""])[0]
 
@@ -553,9 +584,13 @@ def _first_line(message: object) -> str:
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 with one line on stderr for a user's error, 130 after Ctrl-C."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller, as by >&-
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    kept: list[object] = []  # warnings: told when the work is done, so that an error is one line
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table has matched them
-        warnings.showwarning = lambda message, *_: _warn(message)
+        warnings.showwarning = lambda message, *_: kept.append(message)
         try:
             command = typer.main.get_command(app)
             status = command.main(args, prog_name="softmax-xp", standalone_mode=False) or 0
@@ -568,6 +603,9 @@ def main(args: Sequence[str] | None = None) -> None:
         except Exception as error:
             typer.secho(f"softmax-xp: error: {_error_line(error)}", fg="red", err=True)
             status = 2
+    if status in (0, INTERRUPTED):
+        for message in kept:
+            typer.secho(f"warning: {_first_line(message)}", fg="yellow", err=True)
     if status == INTERRUPTED:
         typer.secho("softmax-xp: interrupted", fg="yellow", err=True)
     sys.exit(status)

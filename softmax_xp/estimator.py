@@ -28,6 +28,7 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
+    describe,
     detached,
     device_of,
     dtype_name,
@@ -44,6 +45,12 @@ from softmax_xp.penalties import L2
 from softmax_xp.solvers import Iterate, Solution, lbfgs, stochastic
 from softmax_xp.solvers.stochastic import Optimizer
 
+# What scikit-learn's messages about X leave to be said.
+REMEDIES = {
+    "minimum of": "pass at least one row and one column",
+    "is expecting": "select the features that the model was fitted on",
+    "feature names should match": "name the columns as they were when the model was fitted",
+}
 SOLVERS = ("auto", "lbfgs", "sgd", "adam", "adamw")
 Observer = Callable[[Iterate], object]
 
@@ -79,8 +86,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         "auto" computes where X is; NumPy arrays, frames and lists go to the best usable device. Any other value
         means exactly that, and raises DeviceUnavailableError with cause and remedy where it cannot be had.
     dtype : {"float32", "float64"} or None, default None
-        What X is converted to; None keeps float32 and float64, takes float16 and bfloat16 arrays of other
-        libraries than NumPy to float32, and the rest to float64.
+        What X is converted to; None keeps float32 and float64, takes float16 and bfloat16 to float32, and the rest
+        to float64.
 
     Attributes
     ----------
@@ -173,9 +180,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         backend = select_backend(self.device, like=X)
         X = self._validated(X, y, reset=True)
-        classes, labels = _encoded(y, warn=not is_numpy(X))  # `validate_data` has warned already
+        classes, labels = _encoded(y)
         check_length(labels, "y", X.shape[0], "X")
         weight = self._weights(sample_weight, classes, labels)
+        strength = 0.0 if math.inf == self.C else 1.0 / (self.C * float(weight.sum()))
+        if not math.isfinite(strength):
+            raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
         with backend.context():
             X_device = backend.asarray(X)
             objective = LinearObjective(
@@ -183,7 +193,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 X_device,
                 backend.asarray(labels),
                 len(classes),
-                L2(0.0 if math.inf == self.C else 1.0 / (self.C * float(weight.sum()))),
+                L2(strength),
                 None if (weight == 1.0).all() else backend.asarray(weight, dtype_name(X_device.dtype)),
                 self.fit_intercept,
             )
@@ -290,35 +300,55 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_real(self.tol, "tol", low=0.0, include_low=False, high=math.inf, include_high=False)
         check_integer(self.max_iter, "max_iter", low=1)
         check_integer(int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, "verbose", low=0)
-        if isinstance(self.solver, str) or not hasattr(self.solver, "step"):
+        if isinstance(self.solver, str | type) or not hasattr(self.solver, "step"):
             check_option(self.solver, "solver", SOLVERS)
+        if not isinstance(self.fit_intercept, bool | np.bool_):
+            raise TypeError(f"`fit_intercept` must be True or False, got {describe(self.fit_intercept)}; pass a bool.")
         if self.dtype is not None:
-            check_option(self.dtype, "dtype", ("float32", "float64"))
+            check_option(self._dtype_name(), "dtype", ("float32", "float64"))
         if self.class_weight is not None and not isinstance(self.class_weight, dict):
             check_option(self.class_weight, "class_weight", ("balanced",))
+
+    def _dtype_name(self) -> str | None:
+        """Return `dtype` by its name, which is also taken as the dtype itself of any library."""
+        return self.dtype if self.dtype is None or isinstance(self.dtype, str) else dtype_name(self.dtype)
 
     def _validated(self, X: Any, y: Any = None, *, reset: bool) -> Array:
         """Return X checked: an array of its own library if that is not NumPy, else a NumPy array."""
         if not is_array(X) or is_numpy(X):
-            dtype = [np.float64, np.float32] if self.dtype is None else self.dtype
-            if not reset:
-                return validate_data(self, X, reset=False, dtype=dtype)
-            return validate_data(self, X, to_numpy(y) if is_array(y) else y, dtype=dtype)[0]
+            dtype: Any = self._dtype_name() or [np.float64, np.float32]
+            if self.dtype is None and getattr(X, "dtype", None) == np.float16:
+                dtype = np.float32
+            if reset and y is None:
+                validate_data(self, X, None)  # refuses it
+            X = self._by_scikit_learn(X, reset=reset, dtype=dtype, ensure_all_finite=False)
+            check_finite(namespace(X=X), X, "X")
+            return X
         X, xp = detached(X), namespace(X=X)
         check_rank(X, "X", 2, "(n_samples, n_features)")
-        validate_data(self, X, reset=reset, skip_check_array=True)  # counts the features
+        self._by_scikit_learn(X, reset=reset, skip_check_array=True)  # counts the features
         if not xp.isdtype(X.dtype, ("real floating", "integral", "bool")):
             raise TypeError(
                 f"`X` must have a real dtype, got {dtype_name(X.dtype)}; convert it first, for example to float32."
             )
         if self.dtype is not None:
-            X = xp.astype(X, getattr(xp, self.dtype), copy=False)
+            X = xp.astype(X, getattr(xp, str(self._dtype_name())), copy=False)
         elif not xp.isdtype(X.dtype, "real floating"):
             X = xp.astype(X, accumulation_dtype(xp, device_of(X)))
         elif xp.finfo(X.dtype).bits < 32:
             X = xp.astype(X, xp.float32)
         check_finite(xp, X, "X")
         return X
+
+    def _by_scikit_learn(self, X: Any, **options: Any) -> Any:
+        """Return X as scikit-learn's validation leaves it, with a remedy in its messages."""
+        try:
+            return validate_data(self, X, **options)
+        except ValueError as error:
+            for part, remedy in REMEDIES.items():
+                if part in str(error):
+                    raise ValueError(f"{str(error).strip().rstrip('.')}; {remedy}.") from None
+            raise
 
     def _weights(self, sample_weight: Any, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Return the weight of each row, class weights included, as float64 on the host."""
@@ -389,12 +419,18 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return out
 
 
-def _encoded(y: Any, warn: bool) -> tuple[np.ndarray, np.ndarray]:
+def _encoded(y: Any) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted classes in `y`, and each row's index among them, on the host."""
-    y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=warn)
-    y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-    check_classification_targets(y)
-    classes, labels = np.unique(y, return_inverse=True)
+    try:
+        y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=True)
+        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
+        check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True)
+    except (TypeError, ValueError) as error:
+        text = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(
+            f"`y` must be one class label a row, got what cannot be that: {text}; pass integers or strings."
+        ) from error
     if len(classes) < 2:
         raise ValueError(f"`y` must hold at least two classes, got one class: {classes[0]}; add rows of another class.")
     return classes, labels.astype(np.int64, copy=False)

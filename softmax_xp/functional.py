@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from softmax_xp._arrays import (
     Array,
     DType,
@@ -21,7 +23,9 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
+    detached,
     device_of,
+    dtype_name,
     namespace,
     working_dtype,
 )
@@ -48,17 +52,38 @@ def softmax(logits: Array, axis: int = -1) -> Array:
         When `logits` is not a real floating array.
     ValueError
         When `logits` has no such axis, or that axis is empty.
+
+    See Also
+    --------
+    log_softmax : its logarithm, which is finite where the softmax itself underflows.
     """
     backend, axis = _checked_logits(logits, axis)
-    with backend.context():
+    with backend.context(), np.errstate(over="ignore"):  # the difference of two logits may be -inf: p is 0 there
         return backend.kernels(logits.dtype).softmax(logits, axis)
 
 
 def log_softmax(logits: Array, axis: int = -1) -> Array:
     """Return the logarithm of the softmax, z - logsumexp(z), along an axis.
 
-    Never formed as log(softmax(z)), which is -inf where the true value is merely large: see `softmax` for
-    arguments and errors.
+    Never formed as log(softmax(z)), which is -inf where the true value is merely large.
+
+    Parameters
+    ----------
+    logits : array of any shape, real floating
+    axis : int, default -1
+        The axis of the classes.
+
+    Returns
+    -------
+    array of the shape and dtype of `logits`
+        Finite for every finite input; 16-bit floats are computed in float32.
+
+    Raises
+    ------
+    TypeError
+        When `logits` is not a real floating array.
+    ValueError
+        When `logits` has no such axis, or that axis is empty.
     """
     backend, axis = _checked_logits(logits, axis)
     with backend.context():
@@ -109,7 +134,7 @@ def cross_entropy(
     --------
     cross_entropy_with_grad : the same, with its gradient in the logits, at little more than the same cost.
     """
-    backend, logits, targets, weight = _checked_rows(
+    backend, logits, targets, weight, label_smoothing = _checked_rows(
         logits, labels, sample_weight, label_smoothing, ignore_index, reduction
     )
     with backend.context():
@@ -127,15 +152,26 @@ def cross_entropy_with_grad(
 ) -> tuple[Array, Array]:
     """Return the cross-entropy and its gradient in the logits.
 
-    Arguments and errors are those of `cross_entropy`. The gradient of a row is w (softmax(z) - t), divided by
-    the sum of the weights for reduction "mean"; for "none" it is that of each row's own loss.
+    The gradient of a row is w (softmax(z) - t), divided by the sum of the weights for reduction "mean"; for "none"
+    it is that of each row's own loss.
+
+    Parameters
+    ----------
+    logits : array of shape (n_samples, n_classes), real floating
+    labels, sample_weight, label_smoothing, ignore_index, reduction
+        As for `cross_entropy`.
 
     Returns
     -------
     loss : as `cross_entropy` returns it
     dlogits : array of the shape and dtype of `logits`
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `cross_entropy` does.
     """
-    backend, logits, targets, weight = _checked_rows(
+    backend, logits, targets, weight, label_smoothing = _checked_rows(
         logits, labels, sample_weight, label_smoothing, ignore_index, reduction
     )
     with backend.context():
@@ -183,23 +219,28 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float) -> tuple[Array, Array
         )
     check_rank(y, "y", 1, "(n_samples,)")
     check_length(y, "y", X.shape[0], "X")
-    check_labels(xp, y, W.shape[1], "y")
+    y = check_labels(xp, y, W.shape[1], "y")
     reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False)
+    check_finite(xp, W, "W")
 
     backend = backend_of(X)
-    with backend.context():
+    with backend.context(), np.errstate(over="ignore", invalid="ignore"):  # told below, by an error
         out = xp.result_type(W.dtype, X.dtype)
         dtype = working_dtype(xp, out)
         W, X = xp.astype(W, dtype, copy=False), xp.astype(X, dtype, copy=False)
         if W.shape[1] == 1:
             # One column is one class, certain whatever its logit; `linear_sums` would read it as two classes.
+            check_finite(xp, X, "X")
             loss, grad = xp.zeros((), dtype=dtype, device=backend.device), xp.zeros_like(W)
         else:
             loss, grad, _ = backend.kernels(dtype).linear_sums(W.T, None, X, y)
             loss, grad = loss / X.shape[0], grad.T / X.shape[0]
-        if not math.isfinite(float(loss)):
-            check_finite(xp, X, "X")
-            check_finite(xp, W, "W")
+        if not math.isfinite(float(detached(loss))):
+            check_finite(xp, X, "X")  # after the fact: a pass over X that is free as long as all is well
+            raise ValueError(
+                f"`X` and `W` must have a product that {dtype_name(dtype)} can hold, got an overflow; "
+                f"scale the features, or pass float64."
+            )
         wide = xp.astype(W, accumulation_dtype(xp, backend.device), copy=False)
         loss = loss + 0.5 * reg * xp.sum(wide * wide)
         return xp.astype(loss, out), xp.astype(grad + reg * W, out, copy=False)
@@ -229,7 +270,7 @@ def _checked_rows(
     label_smoothing: float,
     ignore_index: int | None,
     reduction: str,
-) -> tuple[Backend, Array, Array, Array | None]:
+) -> tuple[Backend, Array, Array, Array | None, float]:
     """Check the arguments of a cross-entropy; return them as the kernels take them.
 
     The weights that are returned make a plain sum of the losses the reduction asked for: those of a mean are
@@ -240,12 +281,12 @@ def _checked_rows(
     check_floating(xp, logits, "logits")
     n, n_classes = logits.shape
     check_option(reduction, "reduction", ("mean", "sum", "none"))
-    check_real(label_smoothing, "label_smoothing", low=0.0, high=1.0)
+    label_smoothing = check_real(label_smoothing, "label_smoothing", low=0.0, high=1.0)
     backend = backend_of(logits, "logits")
     dtype = working_dtype(xp, logits.dtype)
     with backend.context():
         if sample_weight is not None:
-            check_weights(xp, sample_weight, n)
+            check_weights(xp, sample_weight, n, of="logits")
             sample_weight = xp.astype(sample_weight, dtype, copy=False)
         check_length(labels, "labels", n, "logits")
         if xp.isdtype(labels.dtype, "real floating") and labels.ndim == 2:
@@ -258,8 +299,11 @@ def _checked_rows(
             labels = xp.astype(labels, dtype, copy=False)
         else:
             check_rank(labels, "labels", 1, "(n_samples,)")
+            if not xp.isdtype(labels.dtype, "integral"):
+                check_labels(xp, labels, n_classes)  # refuses them
+            labels = xp.astype(labels, xp.int64, copy=False)
             if ignore_index is not None:
-                check_integer(ignore_index, "ignore_index", low=-(2**63))
+                ignore_index = check_integer(ignore_index, "ignore_index", low=-(2**63))
                 counts = labels != ignore_index
                 labels = xp.where(counts, labels, xp.zeros_like(labels))
                 logits = xp.where(counts[:, None], logits, xp.zeros_like(logits))  # NaN times weight 0 is NaN
@@ -278,7 +322,7 @@ def _checked_rows(
                         f"{ignore_index} or weight 0; skip such a batch, or use reduction='sum'."
                     )
                 sample_weight = sample_weight / total
-    return backend, logits, labels, sample_weight
+    return backend, logits, labels, sample_weight, label_smoothing
 
 
 def _reduced(losses: Array, reduction: str, dtype: DType) -> Array:

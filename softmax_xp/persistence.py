@@ -116,7 +116,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
         When the file is damaged, is no model of this library, or was written by a newer version of it.
     """
     backend = select_backend(device)
-    file = os.fspath(path)
+    file = os.fsdecode(path)
     open(file, "rb").close()  # a missing or unreadable file raises what it raises everywhere
     with _reading(file), safe_open(file, framework="numpy") as handle:  # checks the header against the file's length
         record, tensors = _record(file, handle), _Tensors(file, handle)
@@ -139,6 +139,7 @@ def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]
         parameters["solver"], record["solver_repr"] = "auto", repr(model.solver)
     if type(parameters["random_state"]) is not int:
         parameters["random_state"] = None
+    parameters["dtype"] = model._dtype_name()
     names = getattr(model, "feature_names_in_", None)
     record |= {
         "classes": _labels_record(model.classes_),

@@ -147,7 +147,8 @@ class Trainer:
         Seed of the order of the rows; the same on every backend.
     label_smoothing : float in [0, 1], default 0.0
     validate_every : int, optional
-        Steps between two looks at the validation data; `log_every`, or else 100, by default.
+        Steps between two looks at the validation data; `log_every`, or else 100, by default. The last step is
+        followed by one in any case.
     patience : int or None, default None
         Stop when the validation loss has not improved for so many looks, and take the best weights.
     callbacks : sequence of callables, default ()
@@ -242,6 +243,11 @@ class Trainer:
         with backend.context(), np.errstate(over="ignore", invalid="ignore"):
             rows = self._placed(backend, X, y, sample_weight, ("X", "y"))
             held_out = None
+            if validation_data is None and self.patience is not None:
+                raise ValueError(
+                    f"`patience` needs validation data, got patience={self.patience} and none; "
+                    f"pass validation_data=(X_val, y_val) to fit."
+                )
             if validation_data is not None:
                 if not isinstance(validation_data, tuple | list) or len(validation_data) != 2:
                     raise TypeError(
@@ -289,7 +295,7 @@ class Trainer:
         if probabilities:
             check_probabilities(of_y, y, self.model.n_classes, y_name)
         else:
-            check_labels(of_y, y, self.model.n_classes, y_name)
+            y = check_labels(of_y, y, self.model.n_classes, y_name)
         if sample_weight is not None:
             check_weights(namespace(sample_weight=sample_weight), sample_weight, X.shape[0])
             sample_weight = backend.asarray(sample_weight, dtype)
@@ -354,7 +360,7 @@ class _Loop:
         self.pending.append(value)
         self.before = self.current
         log = step % (trainer.log_every or 100) == 0
-        look = self.held_out is not None and step % trainer.validate_every == 0
+        look = self.held_out is not None and (step % trainer.validate_every == 0 or step == trainer.max_steps)
         if not (log or look or len(self.pending) >= FLUSH_EVERY):
             return False
         if not self._flush():

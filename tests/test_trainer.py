@@ -386,9 +386,9 @@ def test_validation_is_measured_every_validate_every_steps(xp, rng):
         history = quiet(model, max_steps=20, validate_every=6, reg=0.5).fit(
             xp.asarray(X, dtype), xp.asarray(y), held_out
         )
-        assert history.validation_steps == [6, 12, 18]
+        assert history.validation_steps == [6, 12, 18, 20]  # the last step too
         model = sx.Linear(4, 3)
-        quiet(model, max_steps=18, reg=0.5).fit(xp.asarray(X, dtype), xp.asarray(y))
+        quiet(model, max_steps=20, reg=0.5).fit(xp.asarray(X, dtype), xp.asarray(y))
         expected = float(sx.cross_entropy(model(held_out[0]), held_out[1]))  # without the penalty
         assert history.validation_loss[-1] == pytest.approx(expected, rel=1e-6)
         hits = xp.to_numpy(model.predict(held_out[0])) == y_val
@@ -401,9 +401,9 @@ def test_validation_is_measured_every_validate_every_steps(xp, rng):
     ("options", "expected"),
     [
         ({"log_every": 5}, [5, 10, 15, 20]),
-        ({"log_every": 5, "validate_every": 8}, [8, 16]),
+        ({"log_every": 5, "validate_every": 8}, [8, 16, 20]),
         ({"log_every": None, "validate_every": 20}, [20]),
-        ({"log_every": None}, []),  # every 100
+        ({"log_every": None}, [20]),  # every 100, and after the last step
     ],
 )
 def test_validation_follows_log_every_by_default(rng, capsys, options, expected):
@@ -791,10 +791,10 @@ BAD_DATA = {
     "wrong columns": ({"y": np.full((6, 2), 0.5)}, ValueError, ["`y`", "(n_samples, 3)", "(6, 2)", "one column per"]),
     "a sum of 2": ({"y": P_GOOD * 2}, ValueError, ["`y`", "sum to 1", "2", "at row 0", "divide each row"]),
     "negative": ({"y": changed(P_GOOD, 1, [-1, 1, 1])}, ValueError, ["`y`", "negative", "-1", "normalise"]),
-    "NaN probability": ({"y": changed(P_GOOD, (3, 1), np.nan)}, ValueError, ["`y`", "finite", "nan", "row 3"]),
+    "NaN probability": ({"y": changed(P_GOOD, (3, 1), np.nan)}, ValueError, ["`y`", "finite", "NaN", "row 3"]),
     "probabilities too few": ({"y": P_GOOD[1:]}, ValueError, ["`y`", "one entry per row of `X` (6)", "got 5", "same"]),
     # X
-    "NaN": ({"X": changed(X_GOOD, (4, 2), np.nan)}, ValueError, ["`X`", "finite", "nan", "row 4, column 2", "drop"]),
+    "NaN": ({"X": changed(X_GOOD, (4, 2), np.nan)}, ValueError, ["`X`", "finite", "NaN", "row 4, column 2", "drop"]),
     "inf": ({"X": changed(X_GOOD, (0, 3), np.inf)}, ValueError, ["`X`", "finite", "inf", "row 0, column 3", "impute"]),
     "integer X": ({"X": X_GOOD.astype("int64")}, TypeError, ["`X`", "real floating", "int64", "float32"]),
     "wide X": ({"X": np.ones((6, 5))}, ValueError, ["`X`", "n_features=4", "got 5", "make the model for this X"]),
@@ -862,3 +862,9 @@ def test_sound_data_are_not_refused(xp):
     for y in (Y_GOOD, P_GOOD):
         given = y.astype("float32") if y.ndim == 2 and "float64" not in xp.float_dtypes else y
         quiet(sx.Linear(4, 3), max_steps=2).fit(xp.asarray(X_GOOD), xp.asarray(given))
+
+
+def test_patience_without_validation_data_is_refused(rng):
+    X, y = rows(rng)
+    with pytest.raises(ValueError, match="`patience` needs validation data, got patience=2 and none; pass"):
+        sx.Trainer(sx.Linear(4, 3), patience=2).fit(X, y)
