@@ -100,7 +100,9 @@ def train(
     ] = None,
     target: Target = None,
     device: Device = "auto",
-    solver: Annotated[Solver, typer.Option(help="auto is lbfgs; the last three take mini-batches.")] = Solver.AUTO,
+    solver: Annotated[
+        Solver, typer.Option(help="auto is lbfgs that knows the curvature; the last three take mini-batches.")
+    ] = Solver.AUTO,
     C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
     tol: Annotated[float, typer.Option(help="Gradient norm at which the fit has converged.")] = 1e-4,
     max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,

@@ -42,6 +42,7 @@ from softmax_xp.backend import backend_of, select_backend
 from softmax_xp.kernels import kernels_for
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
+from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, stochastic
 from softmax_xp.solvers.stochastic import Optimizer
 
@@ -72,7 +73,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     class_weight : dict, "balanced" or None, default None
         Weight of each class, multiplied into `sample_weight`; "balanced" makes all classes weigh the same.
     max_iter : int, default 1000
-        Steps of "lbfgs"; epochs of the stochastic solvers.
+        Steps of "auto" and "lbfgs"; epochs of the stochastic solvers.
     warm_start : bool, default False
         Start from the last fit, if it had the same classes and features.
     random_state : int, numpy.random.Generator or None, default None
@@ -80,8 +81,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     verbose : int, default 0
         1 prints objective and gradient norm every 10 steps (or epochs), 2 at every one.
     solver : {"auto", "lbfgs", "sgd", "adam", "adamw"} or an optimizer, default "auto"
-        "auto" is "lbfgs", which finds the optimum to `tol`. The others step along mini-batches of 256 rows with a
-        learning rate that falls to zero in `max_iter` epochs; pass SGD(...), Adam(...) or AdamW(...) to choose it.
+        "auto" is "lbfgs" with the curvature of the objective known in advance, as far as that pays; both find the
+        optimum to `tol`. The others step along mini-batches of 256 rows with a learning rate that falls to zero in
+        `max_iter` epochs; pass SGD(...), Adam(...) or AdamW(...) to choose it.
     device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
         "auto" computes where X is; NumPy arrays, frames and lists go to the best usable device. Any other value
         means exactly that, and raises DeviceUnavailableError with cause and remedy where it cannot be had.
@@ -382,13 +384,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
         if self.solver in ("auto", "lbfgs"):
-            eps = float(objective.backend.xp.finfo(objective.X.dtype).eps)
+            curvature = Curvature(objective, self.tol) if self.solver == "auto" else None
             return lbfgs.minimize(
                 objective.value_and_grad,
                 start,
                 tol=self.tol,
                 max_iter=self.max_iter,
-                rounding=eps,
+                memory=20 if curvature is not None else 10,
+                rounding=float(objective.backend.xp.finfo(objective.X.dtype).eps),
+                precondition=None if curvature is None else curvature.first(),
+                refresh=None if curvature is None else curvature.after,
                 observe=observe,
             )
         optimizer = self.solver

@@ -17,6 +17,7 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, namespace, to_numpy
 from softmax_xp.solvers import Iterate, Solution
@@ -25,7 +26,8 @@ SUFFICIENT_DECREASE = 1e-4
 CURVATURE = 0.9
 MAX_TRIALS = 25
 
-ValueAndGrad = Callable[[Array], tuple[Array, Array]]
+ValueAndGrad: TypeAlias = Callable[[Array], tuple[Array, Array]]
+Precondition: TypeAlias = Callable[[Array], Array]
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ def minimize(
     max_iter: int = 1000,
     memory: int = 10,
     rounding: float = 0.0,
+    precondition: Precondition | None = None,
+    refresh: Callable[[int, float, Array], Precondition | None] | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a smooth function from `params`.
@@ -66,6 +70,13 @@ def minimize(
         How many pairs of steps and gradient differences describe the curvature; 2 * memory vectors are kept.
     rounding : float, default 0.0
         Relative rounding error of the value. Values that differ by less are not compared; slopes are.
+    precondition : callable, optional
+        Takes an array like `params` to a symmetric positive definite estimate of the inverse Hessian times it,
+        from which the recursion starts; the identity, scaled, by default.
+    refresh : callable, optional
+        Called with the number of steps, the gradient's norm and the parameters after each step; returns another
+        `precondition`, with which the
+        recursion starts afresh from there, or None to go on.
     observe : callable, optional
         Called with an Iterate after each step; a true result ends the solve there.
 
@@ -89,13 +100,13 @@ def minimize(
             elif n_iter >= max_iter:
                 message = f"max_iter={max_iter} steps taken"
             else:
-                direction = -_inverse_hessian_product(xp, pairs, point.grad)
+                direction = -_inverse_hessian_product(xp, pairs, point.grad, precondition)
                 slope = float(_dot(xp, direction, point.grad))
                 if not slope < 0.0:  # the pairs have lost their meaning to rounding: start them afresh
                     pairs.clear()
                     direction = -point.grad
                     slope = float(_dot(xp, direction, point.grad))
-                first = 1.0 if pairs else min(1.0, 1.0 / math.sqrt(-slope))
+                first = 1.0 if pairs or precondition else min(1.0, 1.0 / math.sqrt(-slope))
                 new, trials = _wolfe_point(xp, value_and_grad, point, direction, slope, first, rounding)
                 n_evaluations += trials
                 if new is None and pairs:
@@ -110,6 +121,11 @@ def minimize(
                     point, n_iter = new, n_iter + 1
                     if observe is not None and observe(Iterate(n_iter, point.value, point.gradient_norm)):
                         message = "ended by the observer"
+                    elif refresh is not None and point.gradient_norm > tol:
+                        refreshed = refresh(n_iter, point.gradient_norm, point.x)
+                        if refreshed is not None:
+                            precondition = refreshed
+                            pairs.clear()
     except KeyboardInterrupt:
         message = "interrupted"
     return Solution(
@@ -138,19 +154,26 @@ def _evaluate(xp: Namespace, value_and_grad: ValueAndGrad, start: Array, directi
     return _Point(step, x, value, grad, slope, norm)
 
 
-def _inverse_hessian_product(xp: Namespace, pairs: deque[tuple[Array, Array, Array]], grad: Array) -> Array:
+def _inverse_hessian_product(
+    xp: Namespace,
+    pairs: deque[tuple[Array, Array, Array]],
+    grad: Array,
+    precondition: Precondition | None,
+) -> Array:
     """Return the two-loop recursion's product of the inverse Hessian estimate with `grad`.
 
     All in arrays of the device: no inner product comes to the host.
     """
+    start = precondition or (lambda x: x)
     q, alphas = grad, []
     for s, y, rho in reversed(pairs):
         alpha = xp.astype(rho * _dot(xp, s, q), grad.dtype)
         q = q - alpha * y
         alphas.append(alpha)
+    q = start(q)
     if pairs:
         s, y, rho = pairs[-1]
-        q = q * xp.astype(1.0 / (rho * _dot(xp, y, y)), grad.dtype)
+        q = q * xp.astype(1.0 / (rho * _dot(xp, y, start(y))), grad.dtype)
     for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
         beta = xp.astype(rho * _dot(xp, y, q), grad.dtype)
         q = q + (alpha - beta) * s
