@@ -124,6 +124,10 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
     like : array, optional
         The data that "auto" decides by.
 
+    Returns
+    -------
+    Backend
+
     Raises
     ------
     ValueError
@@ -153,7 +157,13 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
 
 
 def devices() -> list[DeviceInfo]:
-    """Return every device of this machine, whether it is usable, and if not, why not."""
+    """Return every device of this machine, whether it is usable, and if not, why not.
+
+    Returns
+    -------
+    list of DeviceInfo
+        The CPU first, then each CUDA device; where there is none, one entry "cuda" that says why.
+    """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     found = [DeviceInfo("cpu", f"NumPy, {os.cpu_count()} logical cores", memory, usable=True)]
     count = _cuda_count()

@@ -227,13 +227,46 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def decision_function(self, X: Any) -> Array:
-        """Return the logits (n_samples, n_classes), or for two classes that of the second, (n_samples,)."""
+        """Return the logits of X.
+
+        Parameters
+        ----------
+        X : array, frame or list of shape (n_samples, n_features), finite
+            Of any library, wherever the model was fitted.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes), or for two classes (n_samples,): the logit of the second
+            Where X is, in its dtype.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            For an X that is not numeric, not finite, or has other features than that of the fit.
+        """
         return self._by_rows(X, lambda xp, logits: logits[:, 0] if logits.shape[1] == 1 else logits)
 
     def predict(self, X: Any) -> Array:
-        """Return the most probable label of each row, (n_samples,), where X is.
+        """Return the most probable label of each row.
 
-        Labels that the library of X cannot hold, such as strings, come back in NumPy.
+        Parameters
+        ----------
+        X : array, frame or list of shape (n_samples, n_features), finite
+            Of any library, wherever the model was fitted.
+
+        Returns
+        -------
+        array of shape (n_samples,)
+            Where X is. Labels that its library cannot hold, such as strings, come back in NumPy.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            For an X that is not numeric, not finite, or has other features than that of the fit.
         """
         check_is_fitted(self)
         index = self._by_rows(X, lambda xp, logits: xp.argmax(_two_columns(xp, logits), axis=1))
@@ -245,27 +278,97 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
 
     def predict_proba(self, X: Any) -> Array:
-        """Return the probability of each class, (n_samples, n_classes), where X is and in its dtype."""
+        """Return the probability of each class.
+
+        Parameters
+        ----------
+        X : array, frame or list of shape (n_samples, n_features), finite
+            Of any library, wherever the model was fitted.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+            Where X is, in its dtype; the columns are in the order of `classes_`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            For an X that is not numeric, not finite, or has other features than that of the fit.
+        """
         return self._by_rows(X, lambda xp, logits: kernels_for(xp, logits.dtype).softmax(_two_columns(xp, logits), 1))
 
     def predict_log_proba(self, X: Any) -> Array:
-        """Return the logarithm of the probability of each class, (n_samples, n_classes), where X is.
+        """Return the logarithm of the probability of each class.
 
         Computed from the logits: finite where the probability itself underflows.
+
+        Parameters
+        ----------
+        X : array, frame or list of shape (n_samples, n_features), finite
+            Of any library, wherever the model was fitted.
+
+        Returns
+        -------
+        array of shape (n_samples, n_classes)
+            Where X is, in its dtype; the columns are in the order of `classes_`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            For an X that is not numeric, not finite, or has other features than that of the fit.
         """
         return self._by_rows(
             X, lambda xp, logits: kernels_for(xp, logits.dtype).log_softmax(_two_columns(xp, logits), 1)
         )
 
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Return the accuracy of `predict` on X, a share in [0, 1], weighted by `sample_weight` if given."""
+        """Return the accuracy of `predict` on X.
+
+        Parameters
+        ----------
+        X : array, frame or list of shape (n_samples, n_features), finite
+            Of any library, wherever the model was fitted.
+        y : array or list of shape (n_samples,)
+            The true labels.
+        sample_weight : array of shape (n_samples,), optional
+
+        Returns
+        -------
+        float in [0, 1]
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        TypeError, ValueError
+            For an X that is not numeric, not finite, or has other features than that of the fit.
+        """
         weight = None if sample_weight is None else to_numpy(sample_weight)
         return float(accuracy_score(to_numpy(y), to_numpy(self.predict(X)), sample_weight=weight))
 
     def to(self, device: str) -> Self:
-        """Move the fitted model to "cpu", "cuda" or "cuda:<index>", and return it.
+        """Move the fitted model to a device.
 
         Its coefficients become arrays there (NumPy or CuPy), and predictions of host data are computed there.
+
+        Parameters
+        ----------
+        device : {"auto", "cpu", "cuda", "cuda:<index>"}
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Before `fit`.
+        DeviceUnavailableError
+            When the device cannot be used; the model stays where it is.
         """
         check_is_fitted(self)
         backend = select_backend(device)

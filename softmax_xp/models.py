@@ -103,7 +103,22 @@ class MLP:
             return xp.astype(self.forward(params, xp.astype(X, dtype, copy=False))[0], X.dtype, copy=False)
 
     def predict(self, X: Array) -> Array:
-        """Return the class index of the largest logit of each row, (n_samples,), where X is."""
+        """Return the class index of the largest logit of each row.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), real floating, of any library
+
+        Returns
+        -------
+        array of shape (n_samples,), integers
+            Where X is.
+
+        Raises
+        ------
+        TypeError, ValueError
+            For an X of another form.
+        """
         self._check_features(X)
         xp = namespace(X=X)
         with device_context(backend_of(X).device):

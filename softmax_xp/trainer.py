@@ -68,7 +68,12 @@ class History:
     solution: Solution | None = None
 
     def plot(self, path: str | None = None) -> Any:
-        """Draw the losses against the step, and write them to `path` (its ending tells the format) if given.
+        """Draw the losses against the step.
+
+        Parameters
+        ----------
+        path : str, optional
+            Where to write the picture; its ending tells the format.
 
         Returns
         -------
