@@ -43,7 +43,7 @@ from softmax_xp.kernels import kernels_for
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
-from softmax_xp.solvers import Iterate, Solution, lbfgs, stochastic
+from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.stochastic import Optimizer
 
 # What scikit-learn's messages about X leave to be said.
@@ -52,7 +52,8 @@ REMEDIES = {
     "is expecting": "select the features that the model was fitted on",
     "feature names should match": "name the columns as they were when the model was fitted",
 }
-SOLVERS = ("auto", "lbfgs", "sgd", "adam", "adamw")
+SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
+MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
 Observer = Callable[[Iterate], object]
 
 
@@ -68,21 +69,25 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     C : float in (0, inf], default 1.0
         Inverse strength of the penalty; infinity means none.
     tol : float, positive, default 1e-4
-        Converged when the Euclidean norm of the gradient of the mean objective is at most `tol`.
+        Converged when the objective is estimated to be at most `tol` times its value above its minimum. The
+        estimate is g' H^-1 g / 2, half the squared Newton decrement, found by conjugate gradients on the Hessian H: it
+        means the same for any N, C and units of X. For the stochastic solvers, when the Euclidean norm of the gradient
+        of the mean objective is at most `tol`.
     fit_intercept : bool, default True
     class_weight : dict, "balanced" or None, default None
         Weight of each class, multiplied into `sample_weight`; "balanced" makes all classes weigh the same.
     max_iter : int, default 1000
-        Steps of "auto" and "lbfgs"; epochs of the stochastic solvers.
+        Steps of "auto", "lbfgs" and "newton-cg"; epochs of the stochastic solvers.
     warm_start : bool, default False
         Start from the last fit, if it had the same classes and features.
     random_state : int, numpy.random.Generator or None, default None
         Order of the rows for the stochastic solvers; the others draw nothing.
     verbose : int, default 0
-        1 prints objective and gradient norm every 10 steps (or epochs), 2 at every one.
-    solver : {"auto", "lbfgs", "sgd", "adam", "adamw"} or an optimizer, default "auto"
-        "auto" is "lbfgs" with the curvature of the objective known in advance, as far as that pays; both find the
-        optimum to `tol`. The others step along mini-batches of 256 rows with a learning rate that falls to zero in
+        1 prints objective, gradient norm and estimated gap to the optimum every 10 steps (or epochs), 2 at every one.
+    solver : {"auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw"} or an optimizer, default "auto"
+        "auto" is "lbfgs" with the curvature of the objective known in advance, as far as that pays; "newton-cg" is
+        Newton's method with conjugate gradients, preconditioned in the same way. All three find the optimum to `tol`.
+        The others step along mini-batches of 256 rows with a learning rate that falls to zero in
         `max_iter` epochs; pass SGD(...), Adam(...) or AdamW(...) to choose it.
     device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
         "auto" computes where X is; NumPy arrays, frames and lists go to the best usable device. Any other value
@@ -90,6 +95,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     dtype : {"float32", "float64"} or None, default None
         What X is converted to; None keeps float32 and float64, takes float16 and bfloat16 to float32, and the rest
         to float64.
+    workers : int or None, default None
+        Threads of a fit on a CPU; None means the cores that this process may use. Results do not depend on it.
+    max_memory : int or None, default None
+        Bytes that the solver may take for what it knows of the curvature, beside the data: None means as many as X
+        takes, but 64 MiB at least. With less it takes more steps.
 
     Attributes
     ----------
@@ -105,6 +115,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Where the model was fitted, or has been moved by `to`; "cpu" once it has been unpickled.
     objective_, gradient_norm_ : float
         Mean objective, and the Euclidean norm of its gradient, at the end.
+    estimated_gap_ : float
+        How far the mean objective is estimated to be above its minimum; NaN for the stochastic solvers.
     converged_ : bool
 
     Notes
@@ -136,6 +148,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         solver: str | Optimizer = "auto",
         device: str = "auto",
         dtype: str | None = None,
+        workers: int | None = None,
+        max_memory: int | None = None,
     ) -> None:
         self.C = C
         self.tol = tol
@@ -148,6 +162,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.solver = solver
         self.device = device
         self.dtype = dtype
+        self.workers = workers
+        self.max_memory = max_memory
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
         """Fit the model.
@@ -198,9 +214,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 L2(strength),
                 None if (weight == 1.0).all() else backend.asarray(weight, dtype_name(X_device.dtype)),
                 self.fit_intercept,
+                self.workers,
             )
             start = self._start(objective, classes)
-            solution = self._solve(objective, start, _printed(self.verbose, observe))
+            with objective.workspace:
+                solution = self._solve(objective, start, _printed(self.verbose, observe))
             coef, intercept = objective.split(solution.params)
             if intercept is None:
                 intercept = backend.xp.zeros(coef.shape[0], dtype=coef.dtype, device=backend.device)
@@ -215,12 +233,13 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._host_device = backend.name if is_numpy(X) else "cpu"  # where predictions of host data are computed
         self.objective_ = solution.objective
         self.gradient_norm_ = solution.gradient_norm
+        self.estimated_gap_ = solution.estimated_gap
         self.converged_ = solution.converged
         if not solution.converged:
             warnings.warn(
-                f"SoftmaxClassifier has not converged: {solution.message}; the gradient's norm is "
-                f"{solution.gradient_norm:.2e}, tol={self.tol:g}. Raise max_iter or tol, standardise the features, "
-                f"or fit in float64.",
+                f"SoftmaxClassifier has not converged: {solution.message}; the objective, {solution.objective:.6g}, is "
+                f"estimated to be {solution.estimated_gap:.1e} above its minimum, and the gradient's norm is "
+                f"{solution.gradient_norm:.1e}. Raise max_iter or tol={self.tol:g}, or fit in float64.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -409,6 +428,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             check_option(self.solver, "solver", SOLVERS)
         if not isinstance(self.fit_intercept, bool | np.bool_):
             raise TypeError(f"`fit_intercept` must be True or False, got {describe(self.fit_intercept)}; pass a bool.")
+        if self.workers is not None:
+            check_integer(self.workers, "workers", low=1)
+        if self.max_memory is not None:
+            check_integer(self.max_memory, "max_memory", low=1)
         if self.dtype is not None:
             check_option(self._dtype_name(), "dtype", ("float32", "float64"))
         if self.class_weight is not None and not isinstance(self.class_weight, dict):
@@ -480,24 +503,38 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         last = getattr(self, "coef_", None) if self.warm_start else None
         if last is None or last.shape != objective.coef_shape or not np.array_equal(self.classes_, classes):
             return xp.zeros(objective.n_params, dtype=dtype, device=backend.device)
-        parts = [xp.reshape(backend.asarray(last, dtype), (-1,))]
+        coef = backend.asarray(last, dtype)
+        if coef.shape[0] > 1:
+            coef = coef - xp.mean(coef, axis=0)  # where the optimum is; a shift of all classes changes nothing else
+        parts = [xp.reshape(coef, (-1,))]
         if self.fit_intercept:
             parts.append(backend.asarray(self.intercept_, dtype))
         return xp.concat(parts)
 
     def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
+        common: dict[str, Any] = {
+            "tol": self.tol,
+            "max_iter": self.max_iter,
+            "noise": objective.rounding_error,
+            "observe": observe,
+        }
+        if self.solver == "newton-cg":
+            curvature = Curvature(objective, self._max_memory(objective.X) // 2)
+            return newton_cg.minimize(
+                objective.value_and_grad, start, objective.hessian_product, precondition=curvature.at, **common
+            )
         if self.solver in ("auto", "lbfgs"):
-            curvature = Curvature(objective, self.tol) if self.solver == "auto" else None
+            budget = self._max_memory(objective.X)
+            curvature = Curvature(objective, budget // 2) if self.solver == "auto" else None
+            pair_bytes = 2 * objective.n_params * start.dtype.itemsize
             return lbfgs.minimize(
                 objective.value_and_grad,
                 start,
-                tol=self.tol,
-                max_iter=self.max_iter,
-                memory=20 if curvature is not None else 10,
-                rounding=float(objective.backend.xp.finfo(objective.X.dtype).eps),
+                memory=max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes)),
                 precondition=None if curvature is None else curvature.first(),
-                refresh=None if curvature is None else curvature.after,
-                observe=observe,
+                hessian_product=objective.hessian_product,
+                due=None if curvature is None else curvature.due,
+                **common,
             )
         optimizer = self.solver
         if isinstance(optimizer, str):
@@ -506,6 +543,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return stochastic.minimize(
             objective, start, optimizer, tol=self.tol, max_epochs=self.max_iter, rng=rng, observe=observe
         )
+
+    def _max_memory(self, X: Array) -> int:
+        """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 64 MiB at least."""
+        if self.max_memory is not None:
+            return int(self.max_memory)
+        return max(64 << 20, math.prod(X.shape) * X.dtype.itemsize)
 
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""
@@ -559,7 +602,7 @@ def _printed(verbose: int, observe: Observer | None) -> Observer | None:
         if iterate.n_iter % every == 0:
             print(
                 f"iteration {iterate.n_iter}: objective {iterate.objective:.6f}, "
-                f"gradient norm {iterate.gradient_norm:.2e}",
+                f"gradient norm {iterate.gradient_norm:.2e}, estimated gap {iterate.estimated_gap:.1e}",
                 flush=True,
             )
         return observe is not None and observe(iterate)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from softmax_xp._arrays import Array, accumulation_dtype
+from collections.abc import Callable
+
+from softmax_xp._arrays import Array, accumulation_dtype, is_numpy
 from softmax_xp.backend import Backend
+from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
 
 
@@ -27,6 +30,8 @@ class LinearObjective:
     penalty : L2
     sample_weight : array of shape (n_samples,) in the dtype of X, optional
     fit_intercept : bool, default True
+    workers : int, optional
+        Threads on a CPU; by default as many as the process may use cores. Results do not depend on it.
     """
 
     def __init__(
@@ -38,6 +43,7 @@ class LinearObjective:
         penalty: L2,
         sample_weight: Array | None = None,
         fit_intercept: bool = True,
+        workers: int | None = None,
     ) -> None:
         self.backend = backend
         self.X = X
@@ -46,6 +52,8 @@ class LinearObjective:
         self.penalty = penalty
         self.sample_weight = sample_weight
         self.fit_intercept = fit_intercept
+        self.workspace = Workspace(workers if is_numpy(X) else 1)  # a GPU shares out the work by itself
+        self._sizes: Array | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
         wide = accumulation_dtype(backend.xp, backend.device)
         self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight, dtype=wide))
@@ -72,13 +80,41 @@ class LinearObjective:
         share = rows.shape[0] * (self.total_weight / self.X.shape[0])
         return self._sum(params, take(self.X, rows, axis=0), take(self.targets, rows, axis=0), weight, share)
 
-    def _sum(self, params: Array, X: Array, targets: Array, weight: Array | None, total: float) -> tuple[Array, Array]:
-        xp = self.backend.xp
+    def rounding_error(self, params: Array) -> float:
+        """Return the error that rounding in the dtype of X may leave in f: of the size of its largest logits."""
+        backend = self.backend
+        if self._sizes is None:
+            sample = self.X[:: -(-self.X.shape[0] // 1024), :]
+            self._sizes = backend.xp.sqrt(backend.xp.mean(sample * sample, axis=0))  # (n_features,)
         coef, intercept = self.split(params)
-        sums = self.backend.kernels(X.dtype).linear_sums(coef, intercept, X, targets, weight)
+        logits = backend.xp.abs(coef) @ backend.xp.astype(self._sizes, coef.dtype)
+        logits = logits if intercept is None else logits + backend.xp.abs(intercept)
+        return float(backend.xp.finfo(self.X.dtype).eps) * (1.0 + float(backend.xp.max(logits)))
+
+    def hessian_product(self, params: Array) -> Callable[[Array], Array]:
+        """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""
+        kernels = self.backend.kernels(self.X.dtype)
+        at = self.split(params)
+
+        def product(direction: Array) -> Array:
+            along = self.split(direction)
+            sums = kernels.linear_hessian_product(*at, self.X, *along, self.sample_weight, self.workspace)
+            return self._mean(params, sums, self.total_weight, self.penalty.hessian_product(along[0]))
+
+        return product
+
+    def _sum(self, params: Array, X: Array, targets: Array, weight: Array | None, total: float) -> tuple[Array, Array]:
+        coef, intercept = self.split(params)
+        kernels = self.backend.kernels(X.dtype)
+        sums = kernels.linear_sums(coef, intercept, X, targets, weight, workspace=self.workspace)
         value = sums[0] / total + self.penalty.value(coef)
-        grad = xp.astype(sums[1], params.dtype, copy=False) / total + self.penalty.grad(coef)
-        grad = xp.reshape(grad, (-1,))
-        if intercept is None:
-            return value, grad
-        return value, xp.concat([grad, xp.astype(sums[2], params.dtype, copy=False) / total])
+        return value, self._mean(params, sums[1:], total, self.penalty.grad(coef))
+
+    def _mean(self, params: Array, sums: tuple[Array, Array | None], total: float, of_penalty: Array) -> Array:
+        """Return sums for coef and intercept, divided by `total`, with the penalty's part, like `params`."""
+        xp = self.backend.xp
+        coef = xp.astype(sums[0], params.dtype, copy=False) / total + of_penalty
+        coef = xp.reshape(coef, (-1,))
+        if sums[1] is None:
+            return coef
+        return xp.concat([coef, xp.astype(sums[1], params.dtype, copy=False) / total])

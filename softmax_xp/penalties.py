@@ -27,3 +27,7 @@ class L2:
     def grad(self, coef: Array) -> Array:
         """Return the gradient, strength * coef, in the shape and dtype of `coef`."""
         return self.strength * coef
+
+    def hessian_product(self, direction: Array) -> Array:
+        """Return the Hessian, strength times the identity, times `direction`."""
+        return self.strength * direction

@@ -2,193 +2,348 @@
 
 With A the features and a column of ones for the intercept, the Hessian of the mean cross-entropy is
 
-    H = mean_i (diag(p_i) - p_i p_i') (x) a_i a_i'  <=  1/2 (I - 11'/C) (x) A'A / n
+    H = mean_i S_i (x) a_i a_i',    S_i = diag(p_i) - p_i p_i'
 
-where p_i are the probabilities of row i (Boehning, 1992, doi:10.1007/BF00048682; 1/4 A'A / n for two classes). The
-bound on the right holds everywhere and knows the scales, means and correlations of the features. The blocks on the
-diagonal of the left, one for each class, also know where the probabilities have come near 0 or 1, but only close to
-where they were formed. Both are made from a sample of the rows, evenly spaced, and inverted on the host in float64.
+where p_i are the probabilities of row i. Three estimates of it can be inverted, from the coarse to the fine:
+
+- `bound`: 1/2 I (x) A'A / n, which lies above H everywhere (Boehning, 1992, doi:10.1007/BF00048682; 1/4 A'A / n for
+  two classes). It knows the scales, means and correlations of the features.
+- `kronecker`: mean_i S_i (x) mean_i t_i a_i a_i', where t_i is the share of row i in the trace of the first factor.
+  It also knows the classes, and which rows still count (Martens and Grosse, 2015, arXiv:1503.05671).
+- `class_blocks`: in the basis of the eigenvectors q_k of mean_i S_i, the blocks mean_i (q_k' S_i q_k) a_i a_i' on the
+  diagonal. In that basis the weights of every other block sum to zero, so that little is lost without them.
+
+All are made from a sample of the rows and inverted in float64, scaled to a unit diagonal first, so that the units
+of the features do not matter.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 import numpy as np
+from scipy.linalg import lapack, solve_triangular
 
-from softmax_xp._arrays import Array, accumulation_dtype, to_numpy
+from softmax_xp._arrays import Array, accumulation_dtype, dtype_name, row_blocks, to_numpy
 from softmax_xp.objective import LinearObjective
 
-# Maps a gradient (n_params,) to an estimate of the inverse Hessian times it.
+# Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
 Preconditioner: TypeAlias = Callable[[Array], Array]
 
-MIN_ROWS = 4096  # sampled rows: at least this many, and so many for each feature
-ROWS_PER_FEATURE = 12
-MAX_BYTES = 1 << 30  # of matrices kept
+MIN_ROWS = 2048  # sampled rows: at least this many, and so many for each feature
+ROWS_PER_FEATURE = 8
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other
-FLOOR = 1e-3  # least share of the bound's shape in a class block: the iterate moves, and with it the block
+SMALLEST = 1e-5  # size of a direction of the classes, relative to the largest, that counts: all logits shift alike in one
+BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
-CHEAP = 10.0  # evaluations that the bound may cost before anything is known of the problem
-LOOK_EVERY = 15  # iterations after which progress is judged; twice as many after each change from the second on
-SHARE_SAVED = 0.5  # of the iterations still to come, that a better preconditioner is taken to save
+STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
+EIGEN = 10.0  # times the multiplications of an inverse, that eigenvectors take
+CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
+FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
+LATER = 1.5
+RECENT = 4  # iterations whose progress counts
+SHARE_SAVED = 0.75  # of the iterations still to come, that a better estimate is taken to save
 
 
 class Curvature:
     """The preconditioners of one objective, and when to change from one to the next.
 
-    The bound comes first where it is cheap. Then, every so often, the rate at which the gradient's norm falls
-    tells how many evaluations are still to come; where a preconditioner costs less than the share of them that it
-    is taken to save, it is made at the point reached: the class blocks, or else the bound.
+    The bound comes first where it is cheap. Then, every so often, the rate at which the estimated gap falls tells
+    how many evaluations are still to come; where a finer estimate costs less than the share of them that it is taken
+    to save, it is made at the point reached.
 
     Parameters
     ----------
     objective : LinearObjective
-    tol : float
-        The gradient's norm at which the solve will end.
+    max_bytes : int
+        Of the matrices that are kept. Where they would need more, a coarser estimate takes their place; the coarsest
+        knows the scale of each feature alone.
     """
 
-    def __init__(self, objective: LinearObjective, tol: float) -> None:
+    def __init__(self, objective: LinearObjective, max_bytes: int) -> None:
         self.objective = objective
-        self.tol = tol
-        self._bound: Preconditioner | None = None
-        self._n_changes = 0
-        self._last_look = 1, math.inf  # step, and the gradient's norm after it
-        self._rate_before = -math.inf  # of the fall of its logarithm, a step
-        self._wait = float(LOOK_EVERY)
+        self.max_bytes = max_bytes
         n_rows, n_features = objective.X.shape
         self.n_columns = n_features + objective.fit_intercept
-        n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
-        self.stride = -(-n_rows // n_sampled)
-        self.n_sampled = -(-n_rows // self.stride)
-        self._gram_matrix: np.ndarray | None = None
+        self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
+        self._gaps: list[float] = []  # of the last iterations
+        self._wait = float(FIRST_LOOK)
+        self._since = 0
 
     def first(self) -> Preconditioner | None:
         """Return the preconditioner to start with, or None."""
-        if self.cost(1) > CHEAP:
-            return None
-        self._bound = self.bound()
-        return self._bound
+        return self.bound() if self.cost(1) <= CHEAP else None
 
-    def after(self, n_iter: int, gradient_norm: float, params: Array) -> Preconditioner | None:
-        """Return a preconditioner to go on with from `params`, or None to keep the one in use."""
-        since, norm_then = self._last_look
-        if n_iter > 1 and n_iter - since < self._wait:
-            return None
-        self._last_look = n_iter, gradient_norm
-        if n_iter == 1:
-            return None
-        rate = math.log(norm_then / gradient_norm) / (n_iter - since)
-        if self._n_changes and rate <= self._rate_before:  # the last change brought nothing: let the pairs work
-            self._wait *= 2.0
-            self._rate_before = rate
-            return None
-        self._rate_before = rate
-        to_come = math.log(gradient_norm / self.tol) / rate if rate > 0.0 else math.inf
-        chosen = None
-        if self.cost(self.objective.coef_shape[0]) < SHARE_SAVED * to_come:
-            chosen = self.class_blocks(params)
-        elif self._bound is None and self.cost(1) < SHARE_SAVED * to_come:
-            chosen = self._bound = self.bound()
-        if chosen is not None:
-            self._n_changes += 1
-            self._wait = LOOK_EVERY * 2.0 ** max(0, self._n_changes - 2)
-        return chosen
+    def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
+        """Return what makes a better preconditioner at given parameters where that pays, else None.
 
-    def cost(self, n_matrices: int) -> float:
+        Called once after each step with the estimated gap to the optimum and that at which the solve will end.
+        """
+        self._gaps = [*self._gaps[-RECENT:], gap]
+        self._since += 1
+        if self._since < self._wait or len(self._gaps) <= RECENT or not gap > target:
+            return None
+        self._since = 0
+        rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
+        saved = SHARE_SAVED * math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
+        for make, cost in (
+            (self.class_blocks, self.cost(self.objective.coef_shape[0])),
+            (self.kronecker, self.cost(1, EIGEN)),
+        ):
+            if cost < saved:
+                self._wait *= LATER
+                self._gaps = []
+                return make
+        return None
+
+    def at(self, params: Array) -> Preconditioner:
+        """Return the finest preconditioner at `params` that is cheap, or else the bound."""
+        if self.cost(self.objective.coef_shape[0]) <= CHEAP:
+            return self.class_blocks(params)
+        return self.kronecker(params) if self.cost(1, EIGEN) <= CHEAP else self.bound()
+
+    def cost(self, n_matrices: int, factor: float = 1.0) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
-        By counting multiplications: m D^2 / 2 + D^3 for each matrix, and 2 n D K for an evaluation. Infinite where
-        the matrices would not fit, and nothing where the problem is small.
+        By counting multiplications: m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or more
+        where it is reading X that takes the time. Infinite where the matrices would not fit, and nothing where the
+        problem is small.
         """
         n_coef, n_features = self.objective.coef_shape
-        if 8 * n_matrices * self.n_columns**2 > MAX_BYTES:
-            return float("inf")
-        work = n_matrices * (self.n_sampled * self.n_columns**2 / 2 + self.n_columns**3)
-        return 0.0 if work < FREE else float(work / (2.0 * self.objective.X.shape[0] * n_features * n_coef))
+        if n_matrices > 1 and 8 * n_matrices * max(self.n_columns**2, n_matrices) > self.max_bytes:
+            return math.inf
+        n_columns = self.n_columns if self._holds_matrix() else 1
+        work = n_matrices * (self.n_sampled * n_columns**2 / 2 + factor * n_columns**3)
+        evaluation = 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM)
+        return 0.0 if work < FREE else float(work / evaluation)
 
     def bound(self) -> Preconditioner:
         """Return the inverse of the bound: one matrix for all classes."""
-        factor = 0.25 if self.objective.coef_shape[0] == 1 else 0.5
-        return self._product(self._inverse(factor * self._gram())[None])
+        gram = (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._gram(*self._sampled_rows())
+        if gram.ndim == 1:
+            return self._product(None, self._divided(np.ones(1), gram))
+        return self._product(None, self._multiplied(self._inverse(gram)[None]))
+
+    def kronecker(self, params: Array) -> Preconditioner:
+        """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""
+        A, weight = self._sampled_rows()
+        n_coef = self.objective.coef_shape[0]
+        squares = n_coef if 8 * n_coef**2 <= self.max_bytes // 4 else 0  # else the diagonal of the mean of S_i alone
+        mean, product = np.zeros(n_coef), np.zeros((squares, squares))
+        traces = []
+        for rows, p in self._probabilities(A, params):
+            p = to_numpy(p).astype(np.float64)
+            w = weight[rows]
+            mean += w @ (p if squares else p * (1.0 - p))
+            product += (p * w[:, None]).T @ p if squares else 0.0
+            traces.append(p.sum(axis=1) - (p * p).sum(axis=1))
+        if squares:
+            sizes, basis = np.linalg.eigh(np.diag(mean) - product)
+        else:
+            sizes, basis = mean, None
+        trace = np.concatenate(traces)
+        total = float(weight @ trace)
+        gram = self._gram(A, weight * trace / total if total > 0.0 else weight)
+        sizes = np.maximum(sizes, SMALLEST * sizes.max())
+        return self._product(basis, self._divided(sizes, gram) if gram.ndim == 1 else self._factored(sizes, gram))
 
     def class_blocks(self, params: Array) -> Preconditioner:
-        """Return the inverse of the diagonal blocks of the Hessian at `params`: one matrix for each row of coef."""
-        xp = self.objective.backend.xp
-        coef, intercept = self.objective.split(params)
-        A, weight = self._sample()
-        wide = A.dtype
-        rows = coef if intercept is None else xp.concat([coef, intercept[:, None]], axis=1)
-        logits = A @ xp.astype(rows, wide, copy=False).T  # (m, K)
-        single = logits.shape[1] == 1
-        if single:
-            logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
-        p = self.objective.backend.kernels(wide).softmax(logits, 1)[:, int(single) :]
-        share_left_out = 1.0 - self.n_sampled / self.objective.X.shape[0]
-        inverses = []
-        for k in range(rows.shape[0]):
-            slope = p[:, k] * (1.0 - p[:, k]) * weight  # (m,)
-            total, squares = float(xp.sum(slope)), float(xp.sum(slope * slope))
-            block = to_numpy((A * slope[:, None]).T @ A).astype(np.float64)
-            # Few rows carry a block. What they cannot tell is filled in by the shape that all rows have, as in the
-            # shrinkage of covariances (Ledoit and Wolf, 2004, doi:10.1016/S0047-259X(03)00096-4).
-            n_effective = total * total / squares if squares > 0.0 else 0.0
-            share = max(FLOOR, share_left_out * self.n_columns / (self.n_columns + n_effective))
-            inverses.append(self._inverse((1.0 - share) * block + share * total * self._gram()))
-        return self._product(np.stack(inverses))
+        """Return the inverse of the diagonal blocks of the Hessian at `params`, in the basis that makes them most of it.
 
-    def _sample(self) -> tuple[Array, Array]:
-        """Return the sampled rows with a column for the intercept, (m, D + 1), and weights that sum to one."""
+        The rows that form a block are drawn with probabilities in proportion to their weights q_k' S_i q_k, and the
+        rows that count for it are few once the model is sure of most: an even sample would miss them.
+        """
         objective = self.objective
-        xp, device = objective.backend.xp, objective.backend.device
-        wide = accumulation_dtype(xp, device)
-        A = xp.astype(objective.X[:: self.stride, :], wide)
-        if objective.fit_intercept:
-            A = xp.concat([A, xp.ones((A.shape[0], 1), dtype=wide, device=device)], axis=1)
+        xp, n_coef = objective.backend.xp, objective.coef_shape[0]
+        mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight
+        for rows, p in self._probabilities(objective.X, params):
+            wp = p if objective.sample_weight is None else p * objective.sample_weight[rows][:, None]
+            mean += to_numpy(xp.sum(wp, axis=0)).astype(np.float64)
+            product += to_numpy(wp.T @ p).astype(np.float64)
+        sizes, basis = np.linalg.eigh((np.diag(mean) - product) / total)
+        least = SMALLEST * sizes.max()
+        drawn = self._drawn(params, basis, np.maximum(sizes, least))
+        everywhere = self._gram(*self._sampled_rows())
+        inverses = np.empty((n_coef, self.n_columns, self.n_columns))
+
+        def invert(k: int) -> None:
+            ridge = RIDGE * sizes[k] if sizes[k] > least else least
+            inverses[k] = self._inverse(self._gram(objective.X, *drawn[k]) + ridge * everywhere)
+
+        objective.workspace.map(invert, range(n_coef))
+        return self._product(basis, self._multiplied(inverses))
+
+    def _drawn(self, params: Array, basis: np.ndarray, sizes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return for each vector of the basis the weights in its block of the rows that form it, and these rows."""
+        objective = self.objective
+        n_rows, total = objective.X.shape[0], objective.total_weight
+        n_coef = len(sizes)
+        Q = objective.backend.asarray(basis, dtype_name(objective.X.dtype))
+        drawn: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(n_coef)]
+        carried = np.full(n_coef, 0.5)
+        for rows, p in self._probabilities(objective.X, params):
+            weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
+            if objective.sample_weight is not None:
+                weight = weight * objective.sample_weight[rows][:, None]
+            share = np.maximum(to_numpy(weight).astype(np.float64), 0.0) / total
+            chance = np.ones_like(share)
+            if self.n_sampled < n_rows:  # systematic sampling: one row wherever the sum of chances passes an integer
+                chance = np.minimum(1.0, self.n_sampled * share / sizes)
+                passed = np.floor(carried + np.cumsum(chance, axis=0))
+                taken = np.diff(passed, axis=0, prepend=np.floor(carried)[None]) > 0
+                carried = carried + chance.sum(axis=0)
+            for k in range(n_coef):
+                index = np.nonzero(taken[:, k])[0] if self.n_sampled < n_rows else np.arange(len(share))
+                drawn[k].append((share[index, k] / chance[index, k], rows.start + index))
+        return [tuple(np.concatenate(part) for part in zip(*blocks, strict=True)) for blocks in drawn]  # type: ignore[misc]
+
+    def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield rows of A and their probabilities (m, K), of class 1 alone where there are two."""
+        objective = self.objective
+        xp = objective.backend.xp
+        coef, intercept = (None if x is None else xp.astype(x, A.dtype) for x in objective.split(params))
+        single = coef.shape[0] == 1
+        for rows in row_blocks(A.shape[0], 4 * coef.shape[0] * 8, BLOCK_BYTES):
+            logits = A[rows, :] @ coef.T
+            logits = logits if intercept is None else logits + intercept
+            if single:
+                logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
+            yield rows, objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
+
+    def _sampled_rows(self) -> tuple[Array, np.ndarray]:
+        """Return rows evenly spaced, (m, D), and their weights, which sum to one."""
+        objective = self.objective
+        stride = -(-objective.X.shape[0] // self.n_sampled)
+        A = objective.X[::stride, :]
         if objective.sample_weight is None:
-            return A, xp.full(A.shape[0], 1.0 / A.shape[0], dtype=wide, device=device)
-        weight = xp.astype(objective.sample_weight[:: self.stride], wide)
-        return A, weight / xp.maximum(xp.sum(weight), xp.asarray(1e-300, dtype=wide, device=device))
+            return A, np.full(A.shape[0], 1.0 / A.shape[0])
+        weight = to_numpy(objective.sample_weight[::stride]).astype(np.float64)
+        return A, weight / max(weight.sum(), 1e-300)
 
-    def _gram(self) -> np.ndarray:
-        """Return A'A / n, (D + 1, D + 1)."""
-        if self._gram_matrix is None:
-            A, weight = self._sample()
-            self._gram_matrix = to_numpy((A * weight[:, None]).T @ A).astype(np.float64)
-        return self._gram_matrix
+    def _holds_matrix(self) -> bool:
+        return 8 * 3 * self.n_columns**2 <= self.max_bytes
 
-    def _inverse(self, matrix: np.ndarray) -> np.ndarray:
-        """Return the inverse of a positive semidefinite matrix with the penalty, and a ridge, on its diagonal."""
-        matrix = matrix.copy()
-        features = np.arange(self.objective.coef_shape[1])
-        matrix[features, features] += self.objective.penalty.strength
-        scale = np.sqrt(np.diag(matrix))
+    def _gram(self, X: Array, weight: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
+        """Return sum_i weight_i a_i a_i' over the rows of X (or those at `index`), (D + 1, D + 1).
+
+        Its diagonal (D + 1,) where that is all that fits.
+        """
+        backend, xp = self.objective.backend, self.objective.backend.xp
+        wide = accumulation_dtype(xp, backend.device)
+        if len(weight) * self.n_columns**2 > 10 * FREE:  # worth halving: the ridge is far above what rounding does
+            wide = X.dtype
+        gram = np.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1))
+        for rows in row_blocks(len(weight), 8 * self.n_columns, BLOCK_BYTES):
+            B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows]), axis=0)
+            root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
+            B = xp.astype(B, wide, copy=False) * root
+            if self.objective.fit_intercept:
+                B = xp.concat([B, root], axis=1)
+            gram += to_numpy(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0))
+        return gram
+
+    def _scaled(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal."""
+        penalty = np.zeros(self.n_columns)
+        penalty[: self.objective.coef_shape[1]] = self.objective.penalty.strength
+        scale = np.sqrt((gram if gram.ndim == 1 else np.diag(gram)) + penalty)
         scale[scale == 0.0] = 1.0  # a feature that is always zero, without penalty
-        matrix = matrix / scale / scale[:, None]
-        matrix[np.diag_indices_from(matrix)] += RIDGE
-        factor = np.linalg.inv(np.linalg.cholesky(matrix)) / scale
-        return factor.T @ factor
+        return penalty, scale
 
-    def _product(self, inverses: np.ndarray) -> Preconditioner:
+    def _inverse(self, gram: np.ndarray) -> np.ndarray:
+        """Return the inverse of a positive semidefinite matrix with the penalty, and a ridge, on its diagonal."""
+        penalty, scale = self._scaled(gram)
+        inverse, _ = lapack.dpotri(_cholesky((gram + np.diag(penalty)) / scale / scale[:, None]), lower=1)
+        return (np.tril(inverse) + np.tril(inverse, -1).T) / scale / scale[:, None]
+
+    def _multiplied(self, matrices: np.ndarray) -> Callable[[Array], Array]:
         """Return the product with (K or 1, D + 1, D + 1) matrices, one for each row of coef and its intercept."""
+        objective = self.objective
+        xp, n_coef = objective.backend.xp, objective.coef_shape[0]
+        wide = accumulation_dtype(xp, objective.backend.device)
+        factors = objective.backend.asarray(matrices, dtype_name(wide))
+        if len(matrices) == 1:
+            return lambda rows: rows @ factors[0, :, :]
+        n_parts = objective.workspace.workers
+        parts = [slice(n_coef * i // n_parts, n_coef * (i + 1) // n_parts) for i in range(n_parts)]
+
+        def product(rows: Array) -> Array:
+            by_class = xp.permute_dims(rows, (1, 0, 2))  # (K, m, D + 1)
+            out = xp.empty_like(by_class)
+
+            def multiply(part: slice) -> None:
+                out[part, :, :] = by_class[part, :, :] @ factors[part, :, :]
+
+            objective.workspace.map(multiply, parts)
+            return xp.permute_dims(out, (1, 0, 2))
+
+        return product
+
+    def _divided(self, sizes: np.ndarray, gram: np.ndarray) -> Callable[[Array], Array]:
+        """Return the division by the diagonal of diag(sizes) (x) gram, the latter given as a diagonal, and penalty."""
+        penalty, scale = self._scaled(gram)
+        diagonal = sizes[:, None] * gram + penalty
+        inverse = self._wide(1.0 / np.maximum(diagonal, RIDGE * sizes.max() * scale**2))
+        return lambda rows: rows * inverse
+
+    def _factored(self, sizes: np.ndarray, gram: np.ndarray) -> Callable[[Array], Array]:
+        """Return the product with the inverse of diag(sizes) (x) gram + penalty, exactly.
+
+        With s the largest size, B = gram + penalty / s = L L' and L^-1 penalty L'^-1 = V diag(v) V', each matrix
+        s_k gram + penalty is L V diag(s_k + (1 - s_k / s) v) V' L': one basis suits them all.
+        """
+        largest = float(sizes.max())
+        penalty, scale = self._scaled(gram * largest)
+        penalty, scale = penalty / scale**2 * largest, scale / math.sqrt(largest)
+        L = _cholesky((gram / scale / scale[:, None]) + np.diag(penalty / largest))
+        half = solve_triangular(L, np.diag(np.sqrt(penalty)), lower=True)
+        v, V = np.linalg.eigh(half @ half.T)
+        U = self._wide(solve_triangular(L, V, lower=True, trans="T") / scale[:, None])
+        inverse = self._wide(1.0 / (sizes[:, None] + (1.0 - sizes[:, None] / largest) * np.clip(v, 0.0, largest)))
+        return lambda rows: ((rows @ U) * inverse) @ U.T
+
+    def _wide(self, x: np.ndarray) -> Array:
+        """Return a host array on the backend, in its widest dtype."""
+        backend = self.objective.backend
+        return backend.asarray(x, dtype_name(accumulation_dtype(backend.xp, backend.device)))
+
+    def _product(self, basis: np.ndarray | None, of_rows: Callable[[Array], Array]) -> Preconditioner:
+        """Return `of_rows`, which maps (m, K, D + 1), in a basis of the classes and as a map of flat gradients.
+
+        It leaves the mean over the classes as it is: the optimum has it where it starts, at zero.
+        """
         objective = self.objective
         xp = objective.backend.xp
         wide = accumulation_dtype(xp, objective.backend.device)
-        matrices = objective.backend.asarray(inverses, wide)
+        n_coef, n_features = objective.coef_shape
+        Q = None if basis is None else self._wide(basis)
 
-        def product(grad: Array) -> Array:
-            coef, intercept = objective.split(grad)
-            rows = coef if intercept is None else xp.concat([coef, intercept[:, None]], axis=1)  # (K, D + 1)
-            rows = xp.astype(rows, wide, copy=False)
-            if matrices.shape[0] == 1:
-                rows = rows @ matrices[0, :, :]
-            else:
-                rows = xp.squeeze(rows[:, None, :] @ matrices, axis=1)
-            rows = xp.astype(rows, grad.dtype, copy=False)
-            if intercept is None:
-                return xp.reshape(rows, (-1,))
-            return xp.concat([xp.reshape(rows[:, :-1], (-1,)), rows[:, -1]])
+        def centred(rows: Array) -> Array:
+            # A shift of all logits changes no probability. Rounding leaves a gradient there, but no curvature.
+            return rows - xp.mean(rows, axis=1, keepdims=True) if n_coef > 1 else rows
+
+        def product(grads: Array) -> Array:
+            m = grads.shape[0]
+            rows = xp.reshape(grads[:, : n_coef * n_features], (m, n_coef, n_features))
+            if objective.fit_intercept:
+                rows = xp.concat([rows, grads[:, n_coef * n_features :][:, :, None]], axis=2)
+            rows = centred(xp.astype(rows, wide, copy=False))  # (m, K, D + 1)
+            rows = centred(of_rows(rows) if Q is None else Q @ of_rows(Q.T @ rows))
+            rows = xp.astype(rows, grads.dtype, copy=False)
+            coef = xp.reshape(rows[:, :, :n_features], (m, -1))
+            return xp.concat([coef, rows[:, :, -1]], axis=1) if objective.fit_intercept else coef
 
         return product
+
+
+def _cholesky(matrix: np.ndarray) -> np.ndarray:
+    """Return the lower Cholesky factor of a matrix with a unit diagonal, and as much of a ridge as that takes."""
+    ridge = RIDGE
+    while True:
+        factor, failed = lapack.dpotrf(matrix + ridge * np.eye(len(matrix)), lower=1, clean=1)
+        if not failed:
+            return factor  # type: ignore[no-any-return]
+        ridge *= 100.0

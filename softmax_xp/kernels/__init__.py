@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Protocol, cast
 
 from softmax_xp._arrays import Array, DType, Namespace, dtype_name
+from softmax_xp.kernels.workspace import Workspace
 
 # (library, dtype) -> module of this package. What is not here runs by the definition, in the array API alone.
 PROVIDERS = {
@@ -51,8 +52,21 @@ class Kernels(Protocol):
         targets: Array,
         weight: Array | None = None,
         smoothing: float = 0.0,
-    ) -> tuple[Array, Array, Array]:
+        workspace: Workspace | None = None,
+    ) -> tuple[Array, Array, Array | None]:
         """Return loss and gradient of a linear model, summed over the rows of X."""
+
+    def linear_hessian_product(
+        self,
+        coef: Array,
+        intercept: Array | None,
+        X: Array,
+        direction: Array,
+        direction_intercept: Array | None,
+        weight: Array | None = None,
+        workspace: Workspace | None = None,
+    ) -> tuple[Array, Array | None]:
+        """Return the Hessian of that sum times a direction."""
 
 
 def kernels_for(xp: Namespace, dtype: DType) -> Kernels:

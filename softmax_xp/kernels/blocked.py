@@ -7,16 +7,27 @@ rows NumPy reduces a whole vector of them at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from softmax_xp._arrays import row_blocks
+from softmax_xp.kernels.workspace import Workspace
 
-# A block of X and its logits should pass from the first product to the second inside the cache. Two MiB is the
-# second-level cache of a current core, or its share of the third; smaller blocks lose to the calls around them.
-BLOCK_BYTES = 2 << 20
+# A block of X and its logits should pass from the first product to the second inside the cache: 4 MiB is a core's
+# share of a current third-level cache. Smaller blocks lose to the calls around them: at (D, C) = (64, 10) blocks of
+# 16384 rows take two thirds of the time of blocks of 4096; at (784, 10) those of 1024 rows, of 512 or of 2048.
+BLOCK_BYTES = 4 << 20
 MIN_BLOCK_ROWS = 256
+MIN_BLOCK_WORK = 1 << 20  # multiplications, so that handing a block to a thread costs little of its time
+# Sums of their own, for tasks of few coefficients: enough tasks for any machine, and few megabytes.
+MIN_LANES, MAX_LANES = 16, 64
+LANE_BYTES = 8 << 20
+# With many coefficients each block costs a pass over the gradient, so that it must have rows enough to pay for it.
+SUPERBLOCK_BYTES = 8 << 20
+MIN_SUPERBLOCK_ROWS = 512
+TASK_ROWS = 256
+PASS_BYTES = 1 << 20  # of logits, that stay in the second-level cache from one step of the row pass to the next
 
 
 def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -74,27 +85,171 @@ def linear_sums(
     targets: np.ndarray,
     weight: np.ndarray | None = None,
     smoothing: float = 0.0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    workspace: Workspace | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept."""
-    coef = np.asarray(coef, dtype=X.dtype)
+    if coef.shape[0] == 2:  # two classes differ by one logit, and their gradients by the sign
+        intercept = None if intercept is None else intercept[1:] - intercept[:1]
+        loss, grad, slope = linear_sums(coef[1:] - coef[:1], intercept, X, targets, weight, smoothing, workspace)
+        return loss, np.concatenate([-grad, grad]), None if slope is None else np.concatenate([-slope, slope])
+
+    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> None:
+        _row_pass(logits[0], targets[rows], _of(weight, rows), smoothing, losses, grad=True)
+
+    return _sums([(coef, intercept)], X, row_pass, workspace or Workspace())
+
+
+def linear_hessian_product(
+    coef: np.ndarray,
+    intercept: np.ndarray | None,
+    X: np.ndarray,
+    direction: np.ndarray,
+    direction_intercept: np.ndarray | None,
+    weight: np.ndarray | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
+
+    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> None:
+        p, u = logits
+        np.exp(p, out=p)
+        p /= p.sum(axis=1, keepdims=True)
+        u -= np.einsum("ij,ij->i", p, u)[:, None]
+        p *= u
+        if weight is not None:
+            p *= weight[rows, None]
+        losses[:] = 0
+
+    maps = [(coef, intercept), (direction, direction_intercept)]
+    return _sums(maps, X, row_pass, workspace or Workspace())[1:]
+
+
+def _sums(
+    maps: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    X: np.ndarray,
+    row_pass: Callable[[list[np.ndarray], slice, np.ndarray], None],
+    workspace: Workspace,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return the sum of the losses, and the product with X, of what `row_pass` makes of the logits of `maps`.
+
+    `row_pass` gets the logits of each map, (m, C), those of the first shifted to a maximum of 0 in each row; it
+    writes the losses of the rows, and turns the first logits into what X is to be multiplied with, and what is summed
+    for the intercept where there is one. The blocks and the order in which they are added depend on the shapes alone, and so does every bit of the result.
+    """
+    maps = [(np.asarray(c, dtype=X.dtype), None if b is None else np.asarray(b, dtype=X.dtype)) for c, b in maps]
+    n_coef, n_features = maps[0][0].shape
+    if n_coef * n_features * X.itemsize * MIN_LANES <= LANE_BYTES:
+        return _sums_by_lanes(maps, X, row_pass, workspace)
+    return _sums_by_superblocks(maps, X, row_pass, workspace)
+
+
+def _sums_by_lanes(
+    maps: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    X: np.ndarray,
+    row_pass: Callable[[list[np.ndarray], slice, np.ndarray], None],
+    workspace: Workspace,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Few coefficients: each task does both products of its rows while these are in cache, into sums of its own."""
     n_rows, n_features = X.shape
-    n_coef = coef.shape[0]
+    n_coef = maps[0][0].shape[0]
     first = 1 if n_coef == 1 else 0  # with one row of coefficients, class 0 has the logit 0
-    loss = np.zeros((), dtype=np.float64)
+    row_bytes = (n_features + len(maps) * (n_coef + first)) * X.itemsize
+    step = min(max(BLOCK_BYTES // row_bytes, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
+    step = max(step, MIN_BLOCK_WORK // (n_features * n_coef), 1)
+    step += -step % 64 if step > 64 else 0
+    blocks = [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
+    n_lanes = min(len(blocks), MAX_LANES, LANE_BYTES // (n_coef * n_features * X.itemsize))
+    loss = np.zeros(n_lanes)
+    grad_coef = workspace.buffer("grad_coef", (n_lanes, n_coef, n_features), X.dtype, shared=True)
+    grad_intercept = None if maps[0][1] is None else np.zeros((n_lanes, n_coef), dtype=X.dtype)
+
+    def lane(k: int) -> None:
+        own = blocks[len(blocks) * k // n_lanes : len(blocks) * (k + 1) // n_lanes]
+        for rows in own:
+            X_block = X[rows]
+            losses = workspace.buffer("losses", (len(X_block),), X.dtype)
+            logits = []
+            for i, (coef, intercept) in enumerate(maps):
+                z = workspace.buffer(f"logits {i}", (n_coef + first, len(X_block)), X.dtype)  # (C, m): class-major
+                z[:first] = 0
+                np.matmul(coef, X_block.T, out=z[first:])
+                if intercept is not None:
+                    z[first:] += intercept[:, None]
+                logits.append(z.T)
+            z = logits[0].T
+            z -= z.max(axis=0)
+            row_pass(logits, rows, losses)
+            loss[k] += losses.sum(dtype=np.float64)
+            product = grad_coef[k] if rows is own[0] else workspace.buffer("product", grad_coef[k].shape, X.dtype)
+            np.matmul(z[first:], X_block, out=product)
+            if rows is not own[0]:
+                grad_coef[k] += product
+            if grad_intercept is not None:
+                grad_intercept[k] += z[first:].sum(axis=1)
+
+    workspace.map(lane, range(n_lanes))
+    return loss.sum(), grad_coef.sum(axis=0), None if grad_intercept is None else grad_intercept.sum(axis=0)
+
+
+def _sums_by_superblocks(
+    maps: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    X: np.ndarray,
+    row_pass: Callable[[list[np.ndarray], slice, np.ndarray], None],
+    workspace: Workspace,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Many coefficients: the tasks share out the rows of a block, and then the classes (or features) of its product.
+
+    So there is one gradient, whatever the number of workers, and each part of it is added to by one task.
+    """
+    n_rows, n_features = X.shape
+    n_coef = maps[0][0].shape[0]
+    first = 1 if n_coef == 1 else 0
+    height = n_coef + first
+    step = min(n_rows, max(SUPERBLOCK_BYTES // (len(maps) * height * X.itemsize), MIN_SUPERBLOCK_ROWS))
+    pass_rows = max(16, PASS_BYTES // (height * X.itemsize))
+    losses = workspace.buffer("losses", (step,), X.dtype, shared=True)
+    logits = [workspace.buffer(f"logits {i}", (step, height), X.dtype, shared=True) for i in range(len(maps))]  # (m, C)
+    loss = np.zeros(())
     grad_coef = np.zeros((n_coef, n_features), dtype=X.dtype)
-    grad_intercept = np.zeros(n_coef, dtype=X.dtype)
-    for rows in _blocks(n_rows, (n_features + n_coef + first) * X.itemsize):
-        X_block = X[rows]
-        z = np.zeros((n_coef + first, X_block.shape[0]), dtype=X.dtype)  # (C, m): class-major
-        np.matmul(coef, X_block.T, out=z[first:])
-        if intercept is not None:
-            z[first:] += np.asarray(intercept, dtype=X.dtype)[:, None]
-        z -= z.max(axis=0)
-        losses = np.empty(X_block.shape[0], dtype=X.dtype)
-        _row_pass(z.T, targets[rows], _of(weight, rows), smoothing, losses, grad=True)
-        loss += losses.sum(dtype=np.float64)
-        grad_coef += z[first:] @ X_block
-        grad_intercept += z[first:].sum(axis=1)
+    grad_intercept = None if maps[0][1] is None else np.zeros(n_coef, dtype=X.dtype)
+    slopes = np.empty((-(-step // TASK_ROWS), n_coef), dtype=X.dtype)
+    across = 0 if n_coef >= n_features else 1
+    width = 256 if grad_coef.shape[across] < 4096 else 512
+    parts = [slice(at, at + width) for at in range(0, grad_coef.shape[across], width)]
+    for start in range(0, n_rows, step):
+        X_block = X[start : start + step]
+
+        def row_task(at: int, X_block: np.ndarray = X_block, start: int = start) -> None:
+            task = slice(at, min(at + TASK_ROWS, len(X_block)))
+            for (coef, intercept), z in zip(maps, logits, strict=True):
+                z[task, :first] = 0
+                np.matmul(X_block[task], coef.T, out=z[task, first:])
+                if intercept is not None:
+                    z[task, first:] += intercept
+            slopes[at // TASK_ROWS] = 0
+            for begin in range(task.start, task.stop, pass_rows):
+                own = slice(begin, min(begin + pass_rows, task.stop))
+                z = logits[0][own]
+                z -= z.max(axis=1, keepdims=True)
+                row_pass([z[own] for z in logits], slice(start + own.start, start + own.stop), losses[own])
+                if grad_intercept is not None:
+                    slopes[at // TASK_ROWS] += z[:, first:].sum(axis=0)
+
+        def product_task(part: slice, X_block: np.ndarray = X_block) -> None:
+            dlogits = logits[0][: len(X_block), first:].T  # (K, m)
+            if across == 0:
+                dlogits, own = dlogits[part], grad_coef[part]
+            else:
+                X_block, own = X_block[:, part], grad_coef[:, part]
+            product = workspace.buffer("product", own.shape, X.dtype)
+            own += np.matmul(dlogits, X_block, out=product)
+
+        tasks = range(0, len(X_block), TASK_ROWS)
+        workspace.map(row_task, tasks)
+        workspace.map(product_task, parts)
+        loss += losses[: len(X_block)].sum(dtype=np.float64)
+        if grad_intercept is not None:
+            grad_intercept += slopes[: len(tasks)].sum(axis=0)
     return loss, grad_coef, grad_intercept
 
 

@@ -16,7 +16,19 @@ entry is therefore formed before it is rounded.
 
 from __future__ import annotations
 
-from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, namespace, row_blocks, working_dtype
+from collections.abc import Iterator
+
+from softmax_xp._arrays import (
+    Array,
+    DType,
+    Namespace,
+    accumulation_dtype,
+    device_of,
+    namespace,
+    row_blocks,
+    working_dtype,
+)
+from softmax_xp.kernels.workspace import Workspace
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -72,7 +84,8 @@ def linear_sums(
     targets: Array,
     weight: Array | None = None,
     smoothing: float = 0.0,
-) -> tuple[Array, Array, Array]:
+    workspace: Workspace | None = None,
+) -> tuple[Array, Array, Array | None]:
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept.
 
     Parameters
@@ -83,35 +96,92 @@ def linear_sums(
     X : array of shape (n, D)
     targets : integer labels (n,), or probabilities (n, C)
     weight : array of shape (n,), or None for ones
+    workspace : Workspace, optional
+        Threads and buffers, for a provider that has a use for them.
 
     Returns
     -------
     loss : 0-d array in the widest floating dtype of the device
     grad_coef : array of the shape of `coef`, in the working dtype
-    grad_intercept : array of shape (C,) or (1,), in the working dtype
+    grad_intercept : array of shape (C,) or (1,), in the working dtype; None without `intercept`
     """
     xp = namespace(X=X)
     dtype = working_dtype(xp, X.dtype)
-    coef = xp.astype(coef, dtype, copy=False)
-    single = coef.shape[0] == 1
-    sums: tuple[Array, Array, Array] | None = None
-    for rows in row_blocks(X.shape[0], (coef.shape[0] + single) * xp.finfo(dtype).bits // 8):
-        X_block = xp.astype(X[rows, :], dtype, copy=False)
-        logits = coef @ X_block.T  # (C, m): class-major, so that coef and X are read as they lie
-        if intercept is not None:
-            logits = logits + xp.astype(intercept, dtype, copy=False)[:, None]
-        if single:
-            logits = xp.concat([xp.zeros_like(logits), logits], axis=0)  # (2, m)
+    coef, intercept = _in(xp, dtype, coef, intercept)
+    wide = accumulation_dtype(xp, device_of(X))
+    loss, grad_coef = xp.zeros((), dtype=wide, device=device_of(X)), xp.zeros_like(coef)
+    grad_intercept = None if intercept is None else xp.zeros_like(intercept)
+    for rows, X_block, logits in _logit_blocks(xp, coef, intercept, X):
         t = targets[rows] if targets.ndim == 1 else targets[rows, :].T
         losses, dlogits = cross_entropy_with_grad(logits, t, None if weight is None else weight[rows], smoothing, 0)
+        dlogits = dlogits[-coef.shape[0] :, :]
+        loss = loss + xp.sum(losses, dtype=wide)
+        grad_coef = grad_coef + dlogits @ X_block
+        grad_intercept = None if grad_intercept is None else grad_intercept + xp.sum(dlogits, axis=1)
+    return loss, grad_coef, grad_intercept
+
+
+def linear_hessian_product(
+    coef: Array,
+    intercept: Array | None,
+    X: Array,
+    direction: Array,
+    direction_intercept: Array | None,
+    weight: Array | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[Array, Array | None]:
+    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction.
+
+    With u = direction @ x + direction_intercept, a row adds the outer product of p * (u - p'u) with x to the part
+    of the coefficients, and p * (u - p'u) itself to that of the intercept. Targets have no part in it.
+
+    Parameters
+    ----------
+    coef, intercept, X, weight, workspace : as for `linear_sums`
+    direction, direction_intercept : arrays of the shapes of `coef` and `intercept`
+
+    Returns
+    -------
+    product : array of the shape of `coef`, in the working dtype
+    product_intercept : array of shape (C,) or (1,), in the working dtype; None without `intercept`
+    """
+    xp = namespace(X=X)
+    dtype = working_dtype(xp, X.dtype)
+    coef, intercept = _in(xp, dtype, coef, intercept)
+    direction, direction_intercept = _in(xp, dtype, direction, direction_intercept)
+    product = xp.zeros_like(coef)
+    product_intercept = None if intercept is None else xp.zeros_like(intercept)
+    along = _logit_blocks(xp, direction, direction_intercept, X)
+    for (rows, X_block, logits), (_, _, u) in zip(_logit_blocks(xp, coef, intercept, X), along, strict=True):
+        p = softmax(logits, 0)
+        r = p * (u - xp.sum(p * u, axis=0))  # (C, m)
+        r = r[-coef.shape[0] :, :] if weight is None else r[-coef.shape[0] :, :] * weight[rows]
+        product = product + r @ X_block
+        product_intercept = None if product_intercept is None else product_intercept + xp.sum(r, axis=1)
+    return product, product_intercept
+
+
+def _logit_blocks(
+    xp: Namespace, coef: Array, intercept: Array | None, X: Array
+) -> Iterator[tuple[slice, Array, Array]]:
+    """Yield rows, X there and their logits, class-major (C, m), so that coef and X are read as they lie."""
+    single = coef.shape[0] == 1
+    for rows in row_blocks(X.shape[0], (coef.shape[0] + single) * xp.finfo(coef.dtype).bits // 8):
+        X_block = xp.astype(X[rows, :], coef.dtype, copy=False)
+        logits = coef @ X_block.T
+        if intercept is not None:
+            logits = logits + intercept[:, None]
         if single:
-            dlogits = dlogits[1:, :]
-        loss = xp.sum(losses, dtype=accumulation_dtype(xp, device_of(X)))
-        block = loss, dlogits @ X_block, xp.sum(dlogits, axis=1)
-        sums = block if sums is None else (sums[0] + block[0], sums[1] + block[1], sums[2] + block[2])
-    if sums is None:
-        raise ValueError("`X` must have at least one row, got none; pass one.")
-    return sums
+            logits = xp.concat([xp.zeros_like(logits), logits], axis=0)
+        yield rows, X_block, logits
+
+
+def _in(xp: Namespace, dtype: DType, coef: Array, intercept: Array | None) -> tuple[Array, Array | None]:
+    """Return both in `dtype`."""
+    return (
+        xp.astype(coef, dtype, copy=False),
+        None if intercept is None else xp.astype(intercept, dtype, copy=False),
+    )
 
 
 def _shifted(xp: Namespace, logits: Array, axis: int) -> Array:

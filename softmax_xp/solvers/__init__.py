@@ -18,6 +18,8 @@ class Solution:
         The objective at `params`.
     gradient_norm : float
         The Euclidean norm of the gradient at `params`.
+    estimated_gap : float
+        An estimate of the objective at `params` minus its minimum; NaN where a solver has none.
     n_iter : int
         Steps taken.
     n_evaluations : int
@@ -31,6 +33,7 @@ class Solution:
     params: Any = field(repr=False)
     objective: float
     gradient_norm: float
+    estimated_gap: float
     n_iter: int
     n_evaluations: int
     converged: bool
@@ -45,10 +48,11 @@ class Iterate:
     ----------
     n_iter : int
         Steps taken so far.
-    objective, gradient_norm : float
-        As in Solution.
+    objective, gradient_norm, estimated_gap : float
+        As in Solution; the last by what the solver has at hand.
     """
 
     n_iter: int
     objective: float
     gradient_norm: float
+    estimated_gap: float

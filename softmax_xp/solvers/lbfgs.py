@@ -1,14 +1,10 @@
-"""Limited-memory BFGS with a line search that satisfies the strong Wolfe conditions.
+"""Limited-memory BFGS, from any preconditioner, with Newton's own estimate of the gap to the optimum at the end.
 
-Written in the array API: the vectors stay on their device, and what comes to the host in an evaluation is the
-value, the slope along the search direction and the gradient's norm, in one transfer.
+Written in the array API: the vectors stay on their device, and what comes to the host are a few scalars.
 
 References
 ----------
-Nocedal and Wright, Numerical Optimization, 2nd ed., 2006, doi:10.1007/978-0-387-40065-5: algorithms 7.4
-(two-loop recursion), 3.5 and 3.6 (line search).
-Hager and Zhang, 2005, doi:10.1137/030601880: the approximate Wolfe conditions, by which a step is judged where
-the values differ by less than their rounding errors.
+Nocedal and Wright, Numerical Optimization, 2nd ed., 2006, doi:10.1007/978-0-387-40065-5: algorithm 7.4.
 """
 
 from __future__ import annotations
@@ -16,30 +12,113 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TypeAlias
 
-from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, namespace, to_numpy
+from softmax_xp._arrays import Array, namespace
 from softmax_xp.solvers import Iterate, Solution
+from softmax_xp.solvers.descent import descend
+from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
+from softmax_xp.solvers.newton_cg import HessianProduct, Precondition, newton_step
 
-SUFFICIENT_DECREASE = 1e-4
-CURVATURE = 0.9
-MAX_TRIALS = 25
+CHECK_ACCURACY = 0.3  # share of the gap that its estimate by conjugate gradients may miss
+CHECK_PRODUCTS = 100
+RECENT = 4  # steps whose gain is held against the gap expected before them
 
-ValueAndGrad: TypeAlias = Callable[[Array], tuple[Array, Array]]
-Precondition: TypeAlias = Callable[[Array], Array]
+# Called after each step with the estimated gap and the one at which the solve ends; returns what makes a better
+# preconditioner at given parameters, or None.
+Due: TypeAlias = Callable[[float, float], Callable[[Array], Precondition] | None]
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A point on the search line: x = start + step * direction."""
+class _LBFGS:
+    """Directions from the last pairs of steps and gradient differences.
 
-    step: float
-    x: Array
-    value: float
-    grad: Array
-    slope: float  # of the objective along the direction
-    gradient_norm: float
+    Their decrement costs nothing, but is only as good as the estimate of the inverse Hessian that they make. When
+    it says that the optimum is near, conjugate gradients on the Hessian itself, preconditioned by that estimate,
+    have the last word; the ratio of both is taken into account from then on, and so is what recent steps have gained.
+    """
+
+    def __init__(
+        self,
+        memory: int,
+        precondition: Precondition | None,
+        hessian_product: HessianProduct | None,
+        due: Due | None,
+    ) -> None:
+        self.precondition = precondition
+        self.hessian_product = hessian_product
+        self.due = due
+        self.pairs: deque[tuple[Array, Array, Array]] = deque(maxlen=memory)
+        self.understated = 1.0  # the ratio of the gap by conjugate gradients to that by the pairs
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT + 1)  # values, and gaps by the pairs
+        self._gap = math.inf
+        self._stepped = False
+
+    def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
+        xp = namespace(grad=point.grad)
+        direction = -self._product(point.grad[None, :])[0, :]
+        decrement = max(0.0, -0.5 * float(dot(xp, direction, point.grad)))
+        self._recent.append((point.value, decrement))
+        value, expected = self._recent[0]  # what has been gained since then was missing then
+        gap = self._gap = decrement * max(self.understated, (value - point.value) / expected if expected > 0.0 else 1.0)
+        make = self.due(gap, target) if self.due is not None and self._stepped else None
+        self._stepped = False
+        if make is not None:
+            self.pairs.clear()
+            self.precondition = None  # its memory is free before the next one is made
+            self.precondition = make(point.x)
+            self.understated = 1.0
+            self._recent.clear()
+            return self.direction(point, target)
+        if gap <= target and self.hessian_product is not None and decrement > 0.0:
+            newton, sure = self._newton(self.hessian_product, point)
+            self.understated = max(1.0, sure / decrement)
+            self._gap = gap = sure
+            if sure > target:
+                return newton, sure, 1.0
+        return direction, gap, 1.0 if self.pairs or self.precondition else None
+
+    def stepped(self, before: Point, after: Point) -> None:
+        xp = namespace(x=after.x)
+        s, y = after.x - before.x, after.grad - before.grad
+        curvature = dot(xp, s, y)
+        if float(curvature) > 0.0:
+            self.pairs.append((s, y, 1.0 / curvature))
+        self._stepped = True
+
+    def restarted(self) -> bool:
+        had = bool(self.pairs)
+        self.pairs.clear()
+        return had
+
+    def gap(self, point: Point) -> float:
+        if self.hessian_product is None:
+            return self._gap
+        return self._newton(self.hessian_product, point)[1]
+
+    def _newton(self, hessian_product: HessianProduct, point: Point) -> tuple[Array, float]:
+        return newton_step(hessian_product(point.x), point.grad, self._product, CHECK_ACCURACY, CHECK_PRODUCTS)
+
+    def _product(self, rows: Array) -> Array:
+        """Return the two-loop recursion's product of the inverse Hessian estimate with each of `rows`, (m, n).
+
+        All in arrays of the device: no inner product comes to the host.
+        """
+        xp = namespace(rows=rows)
+        start = self.precondition or (lambda x: x)
+        if not self.pairs:
+            return start(rows)
+        q, alphas = rows[0, :], []
+        for s, y, rho in reversed(self.pairs):
+            alpha = xp.astype(rho * dot(xp, s, q), q.dtype)
+            q = q - alpha * y
+            alphas.append(alpha)
+        s, y, rho = self.pairs[-1]
+        started = start(xp.stack([q, y]))  # both in one pass over the preconditioner
+        q = started[0, :] * xp.astype(1.0 / (rho * dot(xp, y, started[1, :])), q.dtype)
+        for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
+            beta = xp.astype(rho * dot(xp, y, q), q.dtype)
+            q = q + (alpha - beta) * s
+        return q[None, :]
 
 
 def minimize(
@@ -49,188 +128,32 @@ def minimize(
     tol: float = 1e-4,
     max_iter: int = 1000,
     memory: int = 10,
-    rounding: float = 0.0,
+    noise: Callable[[Array], float] | None = None,
     precondition: Precondition | None = None,
-    refresh: Callable[[int, float, Array], Precondition | None] | None = None,
+    hessian_product: HessianProduct | None = None,
+    due: Due | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a smooth function from `params`.
 
     Parameters
     ----------
-    value_and_grad : callable
-        Takes an array like `params`; returns the value, a 0-d array, and the gradient, an array like `params`.
-    params : array of shape (n,), real floating
-        Where to start; not modified.
-    tol : float, default 1e-4
-        Converged when the gradient's Euclidean norm is at most `tol`. That is never less than its largest
-        entry, which scikit-learn's lbfgs tests: at the same `tol` this ends at least as close to the optimum.
-    max_iter : int, default 1000
+    value_and_grad, params, tol, max_iter, noise, observe : as for `descent.descend`
     memory : int, default 10
         How many pairs of steps and gradient differences describe the curvature; 2 * memory vectors are kept.
-    rounding : float, default 0.0
-        Relative rounding error of the value. Values that differ by less are not compared; slopes are.
     precondition : callable, optional
-        Takes an array like `params` to a symmetric positive definite estimate of the inverse Hessian times it,
-        from which the recursion starts; the identity, scaled, by default.
-    refresh : callable, optional
-        Called with the number of steps, the gradient's norm and the parameters after each step; returns another
-        `precondition`, with which the
-        recursion starts afresh from there, or None to go on.
-    observe : callable, optional
-        Called with an Iterate after each step; a true result ends the solve there.
+        Takes arrays (m, n) to a symmetric positive definite estimate of the inverse Hessian times each row, from
+        which the recursion starts; the identity, scaled, by default.
+    hessian_product : callable, optional
+        Takes parameters to the function that takes a direction to the Hessian there times it. With it, the estimate
+        of the gap that ends the solve is Newton's; without, that of the recursion.
+    due : callable, optional
+        Called with the estimated gap, and that at which the solve will end, after each step; returns what makes
+        another `precondition` at given parameters, with which the recursion starts afresh, or None to go on.
 
     Returns
     -------
     Solution
-        Of the best point reached, also when Ctrl-C ended the solve.
     """
-    xp = namespace(params=params)
-    pairs: deque[tuple[Array, Array, Array]] = deque(maxlen=memory)
-    zero = xp.zeros_like(params)
-    point = _evaluate(xp, value_and_grad, params, zero, 0.0)
-    n_iter, n_evaluations = 0, 1
-    message, converged = "", False
-    try:
-        while not message:
-            if not math.isfinite(point.value):
-                message = "the objective is not finite at the start"
-            elif point.gradient_norm <= tol:
-                message, converged = f"the gradient's norm is at most tol={tol:g}", True
-            elif n_iter >= max_iter:
-                message = f"max_iter={max_iter} steps taken"
-            else:
-                direction = -_inverse_hessian_product(xp, pairs, point.grad, precondition)
-                slope = float(_dot(xp, direction, point.grad))
-                if not slope < 0.0:  # the pairs have lost their meaning to rounding: start them afresh
-                    pairs.clear()
-                    direction = -point.grad
-                    slope = float(_dot(xp, direction, point.grad))
-                first = 1.0 if pairs or precondition else min(1.0, 1.0 / math.sqrt(-slope))
-                new, trials = _wolfe_point(xp, value_and_grad, point, direction, slope, first, rounding)
-                n_evaluations += trials
-                if new is None and pairs:
-                    pairs.clear()  # once more along the gradient itself before giving up
-                elif new is None:
-                    message = "no step lowers the objective further in this precision"
-                else:
-                    s, y = new.x - point.x, new.grad - point.grad
-                    curvature = _dot(xp, s, y)
-                    if float(curvature) > 0.0:
-                        pairs.append((s, y, 1.0 / curvature))
-                    point, n_iter = new, n_iter + 1
-                    if observe is not None and observe(Iterate(n_iter, point.value, point.gradient_norm)):
-                        message = "ended by the observer"
-                    elif refresh is not None and point.gradient_norm > tol:
-                        refreshed = refresh(n_iter, point.gradient_norm, point.x)
-                        if refreshed is not None:
-                            precondition = refreshed
-                            pairs.clear()
-    except KeyboardInterrupt:
-        message = "interrupted"
-    return Solution(
-        params=point.x,
-        objective=point.value,
-        gradient_norm=point.gradient_norm,
-        n_iter=n_iter,
-        n_evaluations=n_evaluations,
-        converged=converged,
-        message=message,
-    )
-
-
-def _dot(xp: Namespace, a: Array, b: Array) -> Array:
-    """Return the inner product as a 0-d array, accumulated in the widest floating dtype of the device."""
-    wide = accumulation_dtype(xp, device_of(a))
-    return xp.sum(xp.astype(a, wide, copy=False) * xp.astype(b, wide, copy=False))
-
-
-def _evaluate(xp: Namespace, value_and_grad: ValueAndGrad, start: Array, direction: Array, step: float) -> _Point:
-    x = start + step * direction
-    value, grad = value_and_grad(x)
-    slope = _dot(xp, grad, direction)
-    scalars = xp.stack([xp.astype(value, slope.dtype), slope, xp.sqrt(_dot(xp, grad, grad))])
-    value, slope, norm = to_numpy(scalars).tolist()
-    return _Point(step, x, value, grad, slope, norm)
-
-
-def _inverse_hessian_product(
-    xp: Namespace,
-    pairs: deque[tuple[Array, Array, Array]],
-    grad: Array,
-    precondition: Precondition | None,
-) -> Array:
-    """Return the two-loop recursion's product of the inverse Hessian estimate with `grad`.
-
-    All in arrays of the device: no inner product comes to the host.
-    """
-    start = precondition or (lambda x: x)
-    q, alphas = grad, []
-    for s, y, rho in reversed(pairs):
-        alpha = xp.astype(rho * _dot(xp, s, q), grad.dtype)
-        q = q - alpha * y
-        alphas.append(alpha)
-    q = start(q)
-    if pairs:
-        s, y, rho = pairs[-1]
-        q = q * xp.astype(1.0 / (rho * _dot(xp, y, start(y))), grad.dtype)
-    for (s, y, rho), alpha in zip(pairs, reversed(alphas), strict=True):
-        beta = xp.astype(rho * _dot(xp, y, q), grad.dtype)
-        q = q + (alpha - beta) * s
-    return q
-
-
-def _wolfe_point(
-    xp: Namespace,
-    value_and_grad: ValueAndGrad,
-    start: _Point,
-    direction: Array,
-    slope: float,
-    step: float,
-    rounding: float,
-) -> tuple[_Point | None, int]:
-    """Return a point that satisfies the strong Wolfe conditions, and the number of evaluations it took.
-
-    The best point of sufficient decrease stands in when MAX_TRIALS run out; None when there is no such point.
-    `low` is the best point so far, `high` the other end of a bracket around a minimum once there is one.
-    """
-    noise = rounding * abs(start.value)
-    low = _Point(0.0, start.x, start.value, start.grad, slope, start.gradient_norm)
-    high: _Point | None = None
-    for trial in range(1, MAX_TRIALS + 1):
-        point = _evaluate(xp, value_and_grad, start.x, direction, step)
-        decrease = point.value <= start.value + SUFFICIENT_DECREASE * step * slope or (
-            abs(point.value - start.value) <= noise and point.slope <= (2 * SUFFICIENT_DECREASE - 1) * slope
-        )
-        if not (math.isfinite(point.value) and decrease and point.value <= low.value + noise):
-            high = point
-        elif abs(point.slope) <= -CURVATURE * slope:
-            return point, trial
-        else:
-            if point.slope * ((high.step if high else math.inf) - low.step) >= 0:
-                high = low
-            low = point
-        if high is None:
-            step = 4.0 * step
-        else:
-            step = _interpolated(low, high)
-            if step in (low.step, high.step):
-                break
-    # A step that is lost in rounding leaves x where it was: to take it would be to stand there until max_iter.
-    return (low if low.step > 0.0 and bool(xp.any(low.x != start.x)) else None), trial
-
-
-def _interpolated(low: _Point, high: _Point) -> float:
-    """Return the minimiser of the cubic through both ends, kept away from them by a tenth of the bracket."""
-    width = high.step - low.step
-    if not (math.isfinite(high.value) and math.isfinite(high.slope)):
-        return low.step + 0.1 * width
-    d1 = low.slope + high.slope - 3.0 * (high.value - low.value) / width
-    discriminant = d1 * d1 - low.slope * high.slope
-    share = 0.5
-    if discriminant > 0.0:
-        d2 = math.copysign(math.sqrt(discriminant), width)
-        denominator = high.slope - low.slope + 2.0 * d2
-        if denominator != 0.0:
-            share = 1.0 - (high.slope + d2 - d1) / denominator
-    return low.step + min(0.9, max(0.1, share)) * width
+    method = _LBFGS(memory, precondition, hessian_product, due)
+    return descend(method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, observe=observe)

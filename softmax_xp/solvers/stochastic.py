@@ -247,7 +247,7 @@ def minimize(
             message = f"the objective stopped being finite in epoch {n_iter}; lower the learning rate"
         elif norm <= tol:
             message, converged = f"the gradient's norm is at most tol={tol:g}", True
-        elif observe is not None and observe(Iterate(n_iter, value, norm)):
+        elif observe is not None and observe(Iterate(n_iter, value, norm, math.nan)):
             message = "ended by the observer"
         else:
             return False
@@ -260,6 +260,7 @@ def minimize(
         params=joined(ended.params),
         objective=value,
         gradient_norm=norm,
+        estimated_gap=math.nan,
         n_iter=max(n_iter, -(-ended.n_steps // per_epoch)),
         n_evaluations=ended.n_steps,
         converged=converged,

@@ -1,0 +1,1 @@
+"""Benchmarks of softmax_xp against other libraries: `python -m benchmarks --help`."""

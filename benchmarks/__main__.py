@@ -1,0 +1,171 @@
+"""The command line of the benchmarks: `python -m benchmarks`."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from benchmarks.data import FASHION, Name
+from benchmarks.evaluation import Shape
+
+RESULTS = Path(__file__).with_name("results")
+
+
+class Precision(StrEnum):
+    """What --dtype takes."""
+
+    FLOAT32 = "float32"
+    FLOAT64 = "float64"
+
+
+Quick: TypeAlias = Annotated[
+    bool, typer.Option("--quick", help="Small sizes: within half a minute, to see that it works.")
+]
+Dtype: TypeAlias = Annotated[Precision, typer.Option(help="Of X.")]
+Growth: TypeAlias = Annotated[bool, typer.Option(help="Also measure how the time grows with N, D and C.")]
+Fashion: TypeAlias = Annotated[Path, typer.Option("--fashion-dir", help="Where Fashion-MNIST's four IDX files are.")]
+Output: TypeAlias = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for JSON and figures.", show_default="benchmarks/results")
+]
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def root() -> None:
+    r"""Measure softmax_xp against scikit-learn, its Intel extension, torch and JAX.
+
+    Run it in a clone, after pip install -e '.\[bench]'. Each command prints
+    tables, and writes figures and one JSON file with the environment, the
+    arguments and all raw timings. A library that is not installed is listed as
+    such. Leave the machine alone meanwhile.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks eval --quick
+
+    python -m benchmarks fit --data fashion-mnist --limit 120
+    """
+
+
+@app.command(name="eval")
+def evaluate(
+    shape: Annotated[
+        list[Shape] | None,
+        typer.Option(
+            parser=Shape.parse, metavar="N,D,C", help="Rows, features, classes; repeatable.", show_default=False
+        ),
+    ] = None,
+    dtype: Dtype = Precision.FLOAT32,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every competitor has its turn.")] = 7,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads of softmax_xp; all cores by default.", show_default=False)
+    ] = None,
+    growth: Growth = True,
+    quick: Quick = False,
+    output: Output = RESULTS,
+) -> None:
+    """Time one loss and gradient, next to the two matrix products it cannot do without.
+
+    Every competitor is first checked against float64; one that computes another
+    function ends the command.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks eval
+
+    python -m benchmarks eval --shape 60000,784,10 --shape 2000,512,20000 --no-growth
+
+    python -m benchmarks eval --dtype float64 --workers 1 --repeats 15
+    """
+    from benchmarks import evaluation
+
+    evaluation.main(shape or [], dtype.value, 1 if quick else repeats, workers, growth, quick, output)
+
+
+@app.command()
+def fit(
+    data: Annotated[
+        list[Name] | None, typer.Option(help="Data set; repeatable. All by default.", show_default=False)
+    ] = None,
+    dtype: Dtype = Precision.FLOAT32,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one fit of a competitor may take.")] = 300.0,
+    growth: Growth = True,
+    quick: Quick = False,
+    fashion_dir: Fashion = FASHION,
+    output: Output = RESULTS,
+) -> None:
+    """Draw the objective against seconds, and time ours to what the others reach.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks fit
+
+    python -m benchmarks fit --data fashion-mnist --data badly-scaled --limit 60 --no-growth
+
+    python -m benchmarks fit --quick --output results-here
+    """
+    from benchmarks import fit as command
+
+    command.main(data or [], dtype.value, min(limit, 2.0) if quick else limit, growth, quick, fashion_dir, output)
+
+
+@app.command()
+def memory(
+    shape: Annotated[
+        Shape | None,
+        typer.Option(
+            parser=Shape.parse, metavar="N,D,C", help="Rows, features, classes.", show_default="200000,64,1000"
+        ),
+    ] = None,
+    max_iter: Annotated[int, typer.Option(min=1, help="Iterations of our fits; a tenth for newton-cg.")] = 30,
+    quick: Quick = False,
+    output: Output = RESULTS,
+) -> None:
+    """Find the peak of extra memory, as a share of the N x C logits; Linux only.
+
+    Every case runs in a process of its own, at N rows and at 2 N.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks memory
+
+    python -m benchmarks memory --shape 1000000,32,200 --max-iter 10
+    """
+    from benchmarks import memory as command
+
+    command.main(shape, min(max_iter, 3) if quick else max_iter, quick, output)
+
+
+@app.command()
+def sweep(
+    data: Annotated[Name, typer.Option(help="fashion-mnist or digits.")] = Name.FASHION,
+    dtype: Dtype = Precision.FLOAT32,
+    rows: Annotated[int, typer.Option(min=100, help="Rows to train on.")] = 20000,
+    quick: Quick = False,
+    fashion_dir: Fashion = FASHION,
+    output: Output = RESULTS,
+) -> None:
+    """Fit at twenty values of C, each from the last one's solution, against scikit-learn's lbfgs.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks sweep
+
+    python -m benchmarks sweep --data digits
+    """
+    from benchmarks import sweep as command
+
+    command.main(data, dtype.value, rows, quick, fashion_dir, output)
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m benchmarks")

@@ -1,0 +1,117 @@
+"""The loop that every descent method shares: a direction, a line search, and when to end.
+
+A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|. The estimate is half the squared
+Newton decrement, g' H^-1 g / 2 with the gradient g and the Hessian H (Boyd and Vandenberghe, Convex Optimization,
+2004, section 9.5). It does not change with the units of the parameters, and means the same for any objective.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from softmax_xp._arrays import Array, namespace
+from softmax_xp.solvers import Iterate, Solution
+from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
+
+
+class Method(Protocol):
+    """What tells one descent method from another."""
+
+    def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
+        """Return a descent direction, the estimated gap, and the first step to try (None: by the gradient's size).
+
+        A gap of `target` or less ends the solve, so that it must be one to trust.
+        """
+
+    def stepped(self, before: Point, after: Point) -> None:
+        """Take note of a step."""
+
+    def restarted(self) -> bool:
+        """Forget what may have misled the last direction; return whether there was anything to forget."""
+
+    def gap(self, point: Point) -> float:
+        """Return the best estimate of the gap at a point where the solve has to end."""
+
+
+def descend(
+    method: Method,
+    value_and_grad: ValueAndGrad,
+    params: Array,
+    *,
+    tol: float,
+    max_iter: int,
+    noise: Callable[[Array], float] | None = None,
+    observe: Callable[[Iterate], object] | None = None,
+) -> Solution:
+    """Minimise a smooth function from `params` by steps along the directions of `method`.
+
+    Parameters
+    ----------
+    method : Method
+    value_and_grad : callable
+        Takes an array like `params`; returns the value, a 0-d array, and the gradient, an array like `params`.
+    params : array of shape (n,), real floating
+        Where to start; not modified.
+    tol : float
+        Converged when the estimated gap to the optimum is at most `tol` times the objective's magnitude.
+    max_iter : int
+    noise : callable, optional
+        Takes parameters to the rounding error of the value there; none by default.
+    observe : callable, optional
+        Called with an Iterate after each step; a true result ends the solve there.
+
+    Returns
+    -------
+    Solution
+        Of the best point reached, also when Ctrl-C ended the solve.
+    """
+    xp = namespace(params=params)
+    point = evaluated(xp, value_and_grad, params, xp.zeros_like(params), 0.0)
+    n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
+    message, converged = "", False
+    try:
+        while not message:
+            if not math.isfinite(point.value):
+                message = "the objective is not finite at the start"
+                break
+            target = tol * abs(point.value)
+            direction, gap, first = method.direction(point, target)
+            stop = n_iter > 0 and observe is not None and observe(Iterate(n_iter, point.value, point.gradient_norm, gap))
+            if gap <= target:
+                message, converged = f"the estimated gap to the optimum is at most tol={tol:g} of the objective", True
+                break
+            if stop or n_iter >= max_iter:
+                message = "ended by the observer" if stop else f"max_iter={max_iter} steps taken"
+                break
+            while True:
+                slope = float(dot(xp, direction, point.grad))
+                new, trials = None, 0
+                if slope < 0.0:
+                    step = min(1.0, 1.0 / math.sqrt(-slope)) if first is None else first
+                    error = 0.0 if noise is None else noise(point.x)
+                    new, trials = wolfe_point(xp, value_and_grad, point, direction, slope, step, error)
+                n_evaluations += trials
+                if new is not None or not method.restarted():
+                    break
+                direction, gap, first = method.direction(point, target)
+            if new is None:
+                message = "no step lowers the objective further in this precision"
+                break
+            method.stepped(point, new)
+            point, n_iter = new, n_iter + 1
+        if not converged and math.isfinite(point.value):
+            gap = method.gap(point)
+    except KeyboardInterrupt:
+        message = "interrupted"
+    return Solution(
+        params=point.x,
+        objective=point.value,
+        gradient_norm=point.gradient_norm,
+        estimated_gap=gap,
+        n_iter=n_iter,
+        n_evaluations=n_evaluations,
+        converged=converged,
+        message=message,
+    )

@@ -1,0 +1,128 @@
+"""Newton's method, with each step found by conjugate gradients.
+
+References
+----------
+Nocedal and Wright, Numerical Optimization, 2nd ed., 2006, doi:10.1007/978-0-387-40065-5: algorithms 5.3 and 7.1.
+Strakos and Tichy, 2002, ETNA 13, 56-80: the error in the norm of the matrix, from the decrease of some iterations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from softmax_xp._arrays import Array, namespace, to_numpy
+from softmax_xp.solvers import Iterate, Solution
+from softmax_xp.solvers.descent import descend
+from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
+
+MAX_PRODUCTS = 100  # for one step
+ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
+
+Precondition: TypeAlias = Callable[[Array], Array]
+HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
+
+
+def newton_step(
+    product: Callable[[Array], Array],
+    grad: Array,
+    precondition: Precondition | None = None,
+    accuracy: float = ACCURACY,
+    max_products: int = MAX_PRODUCTS,
+) -> tuple[Array, float]:
+    """Return s with H s = -g, and g' H^-1 g / 2, the decrease of the quadratic model along it.
+
+    Parameters
+    ----------
+    product : callable
+        Takes an array (n,) to the positive semidefinite H times it.
+    grad : array of shape (n,)
+    precondition : callable, optional
+        Takes arrays (m, n) to an estimate of the inverse of H times each row.
+    accuracy : float
+        Ends when the second half of the iterations has added at most this share of the decrease.
+    max_products : int
+
+    Returns
+    -------
+    step : array of shape (n,)
+    decrease : float
+        From below, and more with each iteration.
+    """
+    xp = namespace(grad=grad)
+
+    def preconditioned(r: Array) -> Array:
+        return r if precondition is None else precondition(r[None, :])[0, :]
+
+    step, residual = xp.zeros_like(grad), -grad
+    z = preconditioned(residual)
+    direction, rz = z, dot(xp, residual, z)
+    decreases: list[float] = []
+    for _ in range(max_products):
+        image = product(direction)
+        curvature = dot(xp, direction, image)
+        length = rz / curvature
+        decrease, bend = to_numpy(xp.stack([0.5 * length * rz, curvature])).tolist()
+        if not (bend > 0.0 and decrease >= 0.0):  # what is left is rounding
+            break
+        decreases.append(decrease)
+        step = step + xp.astype(length, grad.dtype) * direction
+        if len(decreases) >= 4 and sum(decreases[len(decreases) // 2 :]) <= accuracy * sum(decreases):
+            break
+        residual = residual - xp.astype(length, grad.dtype) * image
+        z = preconditioned(residual)
+        rz, before = dot(xp, residual, z), rz
+        direction = z + xp.astype(rz / before, grad.dtype) * direction
+    return step, sum(decreases)
+
+
+class _NewtonCG:
+    """Directions by conjugate gradients on the Hessian itself."""
+
+    def __init__(self, hessian_product: HessianProduct, precondition: Callable[[Array], Precondition] | None) -> None:
+        self.hessian_product = hessian_product
+        self.precondition = precondition
+        self._gap = 0.0
+
+    def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
+        precondition = None if self.precondition is None else self.precondition(point.x)
+        step, self._gap = newton_step(self.hessian_product(point.x), point.grad, precondition)
+        return step, self._gap, 1.0
+
+    def stepped(self, before: Point, after: Point) -> None:
+        pass
+
+    def restarted(self) -> bool:
+        return False
+
+    def gap(self, point: Point) -> float:
+        return self._gap
+
+
+def minimize(
+    value_and_grad: ValueAndGrad,
+    params: Array,
+    hessian_product: HessianProduct,
+    *,
+    tol: float = 1e-4,
+    max_iter: int = 1000,
+    noise: Callable[[Array], float] | None = None,
+    precondition: Callable[[Array], Precondition] | None = None,
+    observe: Callable[[Iterate], object] | None = None,
+) -> Solution:
+    """Minimise a convex function from `params`.
+
+    Parameters
+    ----------
+    value_and_grad, params, tol, max_iter, noise, observe : as for `descent.descend`
+    hessian_product : callable
+        Takes parameters to the function that takes a direction to the Hessian there times it.
+    precondition : callable, optional
+        Takes parameters to an estimate of the inverse Hessian, which takes arrays (m, n) to its product with each row.
+
+    Returns
+    -------
+    Solution
+    """
+    method = _NewtonCG(hessian_product, precondition)
+    return descend(method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, observe=observe)
