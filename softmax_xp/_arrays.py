@@ -24,7 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # What is computed for each row and class exists for a block of rows at a time, of at most this many bytes, so that
 # memory does not grow with the number of rows.
-BLOCK_BYTES = 256 << 20
+BLOCK_BYTES = 8 << 20
 
 
 def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> Iterator[slice]:

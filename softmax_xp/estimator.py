@@ -518,22 +518,22 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "noise": objective.rounding_error,
             "observe": observe,
         }
+        budget = self._max_memory(objective.X)
+        curvature = Curvature(objective, budget // 2)
         if self.solver == "newton-cg":
-            curvature = Curvature(objective, self._max_memory(objective.X) // 2)
             return newton_cg.minimize(
                 objective.value_and_grad, start, objective.hessian_product, precondition=curvature.at, **common
             )
         if self.solver in ("auto", "lbfgs"):
-            budget = self._max_memory(objective.X)
-            curvature = Curvature(objective, budget // 2) if self.solver == "auto" else None
+            known = curvature if self.solver == "auto" else None
             pair_bytes = 2 * objective.n_params * start.dtype.itemsize
             return lbfgs.minimize(
                 objective.value_and_grad,
                 start,
                 memory=max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes)),
-                precondition=None if curvature is None else curvature.first(),
+                precondition=None if known is None else known.first(),
                 hessian_product=objective.hessian_product,
-                due=None if curvature is None else curvature.due,
+                due=None if known is None else known.due,
                 **common,
             )
         optimizer = self.solver
@@ -548,7 +548,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 64 MiB at least."""
         if self.max_memory is not None:
             return int(self.max_memory)
-        return max(64 << 20, math.prod(X.shape) * X.dtype.itemsize)
+        return max(64 << 20, int(math.prod(X.shape) * X.dtype.itemsize))
 
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""

@@ -35,7 +35,9 @@ Preconditioner: TypeAlias = Callable[[Array], Array]
 MIN_ROWS = 2048  # sampled rows: at least this many, and so many for each feature
 ROWS_PER_FEATURE = 8
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other
-SMALLEST = 1e-5  # size of a direction of the classes, relative to the largest, that counts: all logits shift alike in one
+SMALLEST = (
+    1e-5  # size of a direction of the classes, relative to the largest, that counts: all logits shift alike in one
+)
 BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
@@ -151,7 +153,7 @@ class Curvature:
         return self._product(basis, self._divided(sizes, gram) if gram.ndim == 1 else self._factored(sizes, gram))
 
     def class_blocks(self, params: Array) -> Preconditioner:
-        """Return the inverse of the diagonal blocks of the Hessian at `params`, in the basis that makes them most of it.
+        """Return the inverse of the Hessian's diagonal blocks at `params`, in the basis that makes them most of it.
 
         The rows that form a block are drawn with probabilities in proportion to their weights q_k' S_i q_k, and the
         rows that count for it are few once the model is sure of most: an even sample would miss them.
@@ -182,29 +184,39 @@ class Curvature:
         n_rows, total = objective.X.shape[0], objective.total_weight
         n_coef = len(sizes)
         Q = objective.backend.asarray(basis, dtype_name(objective.X.dtype))
-        drawn: list[list[tuple[np.ndarray, np.ndarray]]] = [[] for _ in range(n_coef)]
+        weights, index, of_block = [], [], []
         carried = np.full(n_coef, 0.5)
         for rows, p in self._probabilities(objective.X, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
             if objective.sample_weight is not None:
                 weight = weight * objective.sample_weight[rows][:, None]
             share = np.maximum(to_numpy(weight).astype(np.float64), 0.0) / total
-            chance = np.ones_like(share)
+            chance, taken = np.ones_like(share), np.ones(share.shape, dtype=bool)
             if self.n_sampled < n_rows:  # systematic sampling: one row wherever the sum of chances passes an integer
                 chance = np.minimum(1.0, self.n_sampled * share / sizes)
                 passed = np.floor(carried + np.cumsum(chance, axis=0))
                 taken = np.diff(passed, axis=0, prepend=np.floor(carried)[None]) > 0
-                carried = carried + chance.sum(axis=0)
-            for k in range(n_coef):
-                index = np.nonzero(taken[:, k])[0] if self.n_sampled < n_rows else np.arange(len(share))
-                drawn[k].append((share[index, k] / chance[index, k], rows.start + index))
-        return [tuple(np.concatenate(part) for part in zip(*blocks, strict=True)) for blocks in drawn]  # type: ignore[misc]
+                carried += chance.sum(axis=0)
+            row, k = np.nonzero(taken)
+            weights.append(share[row, k] / chance[row, k])
+            index.append((rows.start + row).astype(np.int32 if n_rows < 2**31 else np.int64))
+            of_block.append(k.astype(np.int32))
+        k = np.concatenate(of_block)
+        order = np.argsort(k, kind="stable")
+        ends = np.cumsum(np.bincount(k, minlength=n_coef))[:-1]
+        return list(
+            zip(
+                np.split(np.concatenate(weights)[order], ends),
+                np.split(np.concatenate(index)[order], ends),
+                strict=True,
+            )
+        )
 
     def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
         """Yield rows of A and their probabilities (m, K), of class 1 alone where there are two."""
         objective = self.objective
         xp = objective.backend.xp
-        coef, intercept = (None if x is None else xp.astype(x, A.dtype) for x in objective.split(params))
+        coef, intercept = objective.split(xp.astype(params, A.dtype, copy=False))
         single = coef.shape[0] == 1
         for rows in row_blocks(A.shape[0], 4 * coef.shape[0] * 8, BLOCK_BYTES):
             logits = A[rows, :] @ coef.T
@@ -224,7 +236,8 @@ class Curvature:
         return A, weight / max(weight.sum(), 1e-300)
 
     def _holds_matrix(self) -> bool:
-        return 8 * 3 * self.n_columns**2 <= self.max_bytes
+        """Return whether D x D matrices fit: three of them, while one is made."""
+        return bool(3 * 8 * self.n_columns**2 <= self.max_bytes)
 
     def _gram(self, X: Array, weight: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
         """Return sum_i weight_i a_i a_i' over the rows of X (or those at `index`), (D + 1, D + 1).
@@ -233,11 +246,11 @@ class Curvature:
         """
         backend, xp = self.objective.backend, self.objective.backend.xp
         wide = accumulation_dtype(xp, backend.device)
-        if len(weight) * self.n_columns**2 > 10 * FREE:  # worth halving: the ridge is far above what rounding does
+        if len(weight) * self.n_columns**2 > 10 * FREE:  # long enough that float32, where X is in it, saves something
             wide = X.dtype
         gram = np.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1))
         for rows in row_blocks(len(weight), 8 * self.n_columns, BLOCK_BYTES):
-            B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows]), axis=0)
+            B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
             root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
             B = xp.astype(B, wide, copy=False) * root
             if self.objective.fit_intercept:
@@ -256,8 +269,11 @@ class Curvature:
     def _inverse(self, gram: np.ndarray) -> np.ndarray:
         """Return the inverse of a positive semidefinite matrix with the penalty, and a ridge, on its diagonal."""
         penalty, scale = self._scaled(gram)
-        inverse, _ = lapack.dpotri(_cholesky((gram + np.diag(penalty)) / scale / scale[:, None]), lower=1)
-        return (np.tril(inverse) + np.tril(inverse, -1).T) / scale / scale[:, None]
+        factor = _cholesky((gram + np.diag(penalty)) / scale / scale[:, None])
+        inverse: np.ndarray = lapack.dpotri(factor, lower=1)[0]
+        inverse = np.tril(inverse) + np.tril(inverse, -1).T
+        inverse /= scale * scale[:, None]
+        return inverse
 
     def _multiplied(self, matrices: np.ndarray) -> Callable[[Array], Array]:
         """Return the product with (K or 1, D + 1, D + 1) matrices, one for each row of coef and its intercept."""

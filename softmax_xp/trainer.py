@@ -402,6 +402,7 @@ class _Loop:
             params=params,
             objective=value,
             gradient_norm=norm,
+            estimated_gap=math.nan,
             n_iter=ended.n_steps,
             n_evaluations=ended.n_steps,
             converged=self.stopped_early,

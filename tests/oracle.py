@@ -113,3 +113,9 @@ def central_difference(function, x, step=1e-5):
             values.append(float(function(moved)))
         grad[i] = (values[0] - 8 * values[1] + 8 * values[2] - values[3]) / (12 * h)
     return grad
+
+
+def directional_difference(function, x, direction, step=1e-3):
+    """The derivative of an array-valued function at `x` along `direction`, by differences of fourth order."""
+    below, low, high, above = (np.asarray(function(x + k * step * direction)) for k in (-2, -1, 1, 2))
+    return (below - 8 * low + 8 * high - above) / (12 * step)

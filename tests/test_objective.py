@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 
 import numpy as np
 import oracle
 import pytest
+from conftest import Library
 from tolerances import TOLERANCE
 
 from softmax_xp import _arrays
 from softmax_xp._arrays import row_blocks
 from softmax_xp.backend import backend_of
 from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
+from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
@@ -42,9 +45,10 @@ class Problem:
         x = self.xp.to_numpy(x)
         return x if np.issubdtype(x.dtype, np.integer) else x.astype(np.float64)
 
-    def objective(self, strength=0.3):
+    def objective(self, strength=0.3, workers=None):
         backend = backend_of(self.X)
-        return LinearObjective(backend, self.X, self.t, self.c, L2(strength), self.weight, self.fit_intercept)
+        penalty = L2(strength)
+        return LinearObjective(backend, self.X, self.t, self.c, penalty, self.weight, self.fit_intercept, workers)
 
     def expected(self, params, strength=0.3):
         """Value and gradient by the oracle, at float64 parameters."""
@@ -57,6 +61,9 @@ class Problem:
         value = loss / self.total + 0.5 * strength * float((coef**2).sum())
         grad = (grad_coef / self.total + strength * coef).ravel()
         return value, np.concatenate([grad, grad_intercept / self.total]) if self.fit_intercept else grad
+
+
+HERE = Library("numpy")
 
 
 def wide(xp):
@@ -128,19 +135,69 @@ def test_grad_is_the_central_difference_of_value(xp, rng, c, fit_intercept, weig
 
 @pytest.mark.parametrize("c", [2, 3])
 def test_value_and_grad_does_not_depend_on_blocks(xp, rng, monkeypatch, c):
-    for dtype, targets in itertools.product(xp.float_dtypes, TARGETS):
+    for dtype, targets, schedule in itertools.product(xp.float_dtypes, TARGETS, SCHEDULES):
         p = Problem(xp, rng, dtype, n=53, c=c, weighted=True, targets=targets)
         params = p.given(p.params)
-        with monkeypatch.context() as patch:
-            patch.setattr(_arrays, "BLOCK_BYTES", 8 * c * 5)
+        with many_blocks(monkeypatch, schedule, 8 * c * 5):
             assert len(list(row_blocks(53, 8 * c))) == 11
-            patch.setattr(blocked, "BLOCK_BYTES", 1)
-            patch.setattr(blocked, "MIN_BLOCK_ROWS", 2)
-            assert len(list(blocked._blocks(5, 8))) == 3
             value, grad = p.objective().value_and_grad(params)
         expected, expected_grad = p.objective().value_and_grad(params)
         xp.assert_close(value, float(expected), wide(xp), "loss", bound("loss", dtype, float(expected)))
         xp.assert_close(grad, xp.to_numpy(expected_grad), dtype, "grad")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+@pytest.mark.parametrize("c", [2, 3, 11])
+def test_hessian_product_is_the_difference_of_the_oracles_gradients(xp, rng, c, fit_intercept, weighted):
+    for dtype in xp.float_dtypes:
+        p = Problem(xp, rng, dtype, c=c, weighted=weighted, fit_intercept=fit_intercept)
+        params, v = p.given(p.params), p.given(rng.normal(size=p.params.shape))
+        expected = oracle.directional_difference(lambda x: p.expected(x)[1], p.exact(params), p.exact(v))
+        product = p.objective().hessian_product(params)
+        xp.assert_close(product(v), expected, dtype, "hessian")
+        xp.assert_close(product(2 * v), 2 * expected, dtype, "hessian")  # it may be called again
+
+
+@pytest.mark.parametrize("c", [2, 3])
+def test_hessian_product_has_the_dtype_of_the_parameters(xp, rng, c):
+    """float64 parameters with float32 rows: the penalty's part keeps what float32 cannot hold."""
+    if wide(xp) != "float64":
+        pytest.skip(f"{xp} has no float64")
+    p = Problem(xp, rng, "float32", c=c, weighted=True)
+    v = np.zeros(len(p.params))
+    v[0], v[1] = 1.0, 1e-9
+    products = [p.objective(strength).hessian_product(xp.asarray(p.params))(xp.asarray(v)) for strength in (0.0, 1e6)]
+    xp.assert_here(products[1], "float64", p.params.shape)
+    assert float(products[1][1]) - float(products[0][1]) == pytest.approx(1e-3, rel=1e-6)
+
+
+@pytest.mark.parametrize("c", [2, 3])
+@pytest.mark.parametrize("schedule", ["lanes", "superblocks"])
+def test_results_do_not_depend_on_the_number_of_workers(rng, monkeypatch, c, schedule):
+    """Not by a single bit: what is added to what follows from the shapes alone."""
+    for dtype, targets in itertools.product(("float32", "float64"), TARGETS):
+        p = Problem(HERE, rng, dtype, n=401, d=7, c=c, weighted=True, targets=targets)
+        params, v = p.given(p.params), p.given(rng.normal(size=p.params.shape))
+        with many_blocks(monkeypatch, schedule):
+            results = []
+            for workers in (1, 2, 3):
+                f = p.objective(workers=workers)
+                for _ in range(3):  # the threads take turns as they come
+                    results.append((*f.value_and_grad(params), f.hessian_product(params)(v)))
+        for one, other in itertools.pairwise(results):
+            for a, b in zip(one, other, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_rounding_error_is_above_that_of_the_value_and_not_far(xp, rng):
+    for scale, fit_intercept in itertools.product((0.0, 1.0, 300.0), (False, True)):
+        p = Problem(xp, rng, "float32", n=200, d=6, fit_intercept=fit_intercept)
+        f, params = p.objective(strength=0.0), p.given(scale * p.params)
+        error = abs(float(f.value_and_grad(params)[0]) - p.expected(p.exact(params), strength=0.0)[0])
+        told, eps = f.rounding_error(params), float(np.finfo("float32").eps)
+        assert error <= told <= eps * (1 + 20 * scale)
+        assert told >= eps * (1 + scale)
 
 
 @pytest.mark.parametrize("itemsize", [4, 8])
@@ -251,6 +308,35 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocked, "MIN_BLOCK_ROWS", 3)
 
 
+# The two ways to share out an evaluation, on small problems: lanes of two and three blocks of three rows, and
+# superblocks of 45 rows, of tasks of 20, of passes of 16; the last of each is shorter.
+SCHEDULES = {
+    "lanes": {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "MIN_BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5},
+    "superblocks": {
+        "LANE_BYTES": 0,
+        "SUPERBLOCK_BYTES": 1,
+        "MIN_SUPERBLOCK_ROWS": 45,
+        "TASK_ROWS": 20,
+        "PASS_BYTES": 1,
+    },
+}
+
+
+@contextmanager
+def many_blocks(monkeypatch, schedule, block_bytes=100):
+    """Many small blocks in every provider, in this schedule of the one that has two."""
+
+    def refuse(*args):
+        raise AssertionError(f"not in the schedule {schedule}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_arrays, "BLOCK_BYTES", block_bytes)
+        for name, value in SCHEDULES[schedule].items():
+            patch.setattr(blocked, name, value)
+        patch.setattr(blocked, f"_sums_by_{'lanes' if schedule == 'superblocks' else 'superblocks'}", refuse)
+        yield
+
+
 def test_providers_are_the_blocked_ones_on_numpy_only(xp):
     library = "numpy" if xp.name.startswith("numpy") else xp.name.partition("-")[0]
     for dtype in xp.float_dtypes:
@@ -296,19 +382,29 @@ def test_kernels_cross_entropy_is_the_oracles(xp, rng, targets, weighted, smooth
         xp.assert_close(grad, expected_grad, dtype, "grad")
 
 
-@pytest.mark.usefixtures("small_blocks")
+# (n, D, C, rows of coefficients): two classes in one row and in two, and more classes or features than one task takes.
+SHAPES = [
+    (1, 4, 3, 3),
+    (10, 4, 2, 1),
+    (10, 4, 2, 2),
+    (97, 4, 3, 3),
+    (53, 2, 11, 11),
+    (20, 300, 3, 3),
+    (20, 2, 300, 300),
+]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("fit_intercept", [False, True])
 @pytest.mark.parametrize("targets", TARGETS)
-def test_kernels_linear_sums_are_the_oracles(xp, rng, targets, fit_intercept, weighted, smoothing):
-    for kernels, dtype, c in itertools.product(providers(xp), xp.float_dtypes, (2, 3)):
-        p = Problem(xp, rng, dtype, 10, 4, c, weighted, targets)
+def test_kernels_linear_sums_are_the_oracles(xp, rng, monkeypatch, targets, fit_intercept, weighted, smoothing):
+    for dtype, (n, d, c, n_coef) in itertools.product(xp.float_dtypes, SHAPES):
+        p = Problem(xp, rng, dtype, n, d, c, weighted, targets)
         # The dtype of the coefficients need not be that of the rows.
         for coef_dtype in {dtype, wide(xp)}:
-            coef = xp.asarray(rng.normal(size=p.shape), coef_dtype)
-            intercept = xp.asarray(rng.normal(size=p.shape[0]), coef_dtype) if fit_intercept else None
-            loss, *grads = kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing)
+            coef = xp.asarray(rng.normal(size=(n_coef, d)) / d**0.5, coef_dtype)
+            intercept = xp.asarray(rng.normal(size=n_coef), coef_dtype) if fit_intercept else None
             expected, *expected_grads = oracle.linear_sums(
                 p.exact(coef),
                 None if intercept is None else p.exact(intercept),
@@ -317,9 +413,86 @@ def test_kernels_linear_sums_are_the_oracles(xp, rng, targets, fit_intercept, we
                 None if p.weight is None else p.exact(p.weight),
                 smoothing,
             )
-            xp.assert_close(loss, expected, wide(xp), "loss", bound("loss", dtype, expected))
-            for grad, expected_grad in zip(grads, expected_grads, strict=True):
-                xp.assert_close(grad, expected_grad, dtype, "grad")
+            for kernels, schedule in itertools.product(providers(xp), SCHEDULES):
+                with many_blocks(monkeypatch, schedule):
+                    loss, *grads = kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing)
+                xp.assert_close(loss, expected, wide(xp), "loss", bound("loss", dtype, expected))
+                xp.assert_close(grads[0], expected_grads[0], dtype, "grad")
+                if fit_intercept:
+                    xp.assert_close(grads[1], expected_grads[1], dtype, "grad")
+                else:
+                    assert grads[1] is None
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("fit_intercept", [False, True])
+def test_kernels_hessian_products_are_the_differences_of_gradients(xp, rng, monkeypatch, fit_intercept, weighted):
+    for dtype, (n, d, c, n_coef) in itertools.product(xp.float_dtypes, SHAPES):
+        p = Problem(xp, rng, dtype, n, d, c, weighted)
+        size = n_coef * d
+
+        def split(x, n_coef=n_coef, d=d, size=size):
+            return x[:size].reshape(n_coef, d), x[size:] if fit_intercept else None
+
+        at, along = (p.given(rng.normal(size=size + n_coef * fit_intercept) / d**0.5) for _ in range(2))
+        at, along = p.exact(at), p.exact(along)
+
+        def gradient(x, p=p, split=split):
+            weight = None if p.weight is None else p.exact(p.weight)
+            _, grad, slope = oracle.linear_sums(*split(x), p.exact(p.X), p.exact(p.t), weight)
+            return np.concatenate([grad.ravel(), slope]) if fit_intercept else grad.ravel()
+
+        expected, expected_slope = split(oracle.directional_difference(gradient, at, along))
+        arguments = [None if x is None else p.given(x) for x in (*split(at), *split(along))]
+        arguments.insert(2, p.X)
+        for kernels, schedule in itertools.product(providers(xp), SCHEDULES):
+            with many_blocks(monkeypatch, schedule):
+                product, slope = kernels.linear_hessian_product(*arguments, p.weight)
+            xp.assert_close(product, expected, dtype, "hessian")
+            if fit_intercept:
+                xp.assert_close(slope, expected_slope, dtype, "hessian")
+            else:
+                assert slope is None
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_workspace_may_be_used_for_any_shape_again(rng, monkeypatch, schedule):
+    """Its buffers grow and shrink with what is asked, and nothing of the last call is left in the next."""
+    workspace = Workspace(2)
+    with many_blocks(monkeypatch, schedule):
+        for n, d, c, dtype in (
+            (50, 4, 3, "float64"),
+            (97, 9, 11, "float32"),
+            (10, 2, 2, "float64"),
+            (97, 4, 3, "float32"),
+        ):
+            p = Problem(HERE, rng, dtype, n, d, c, weighted=True)
+            arguments = p.given(rng.normal(size=(c, d))), p.given(rng.normal(size=c)), p.X
+            along = p.given(rng.normal(size=(c, d))), p.given(rng.normal(size=c))
+            kept = [a.copy() for a in (*arguments, *along)]
+            for function, rest in (
+                (blocked.linear_sums, (p.t, p.weight, 0.1)),
+                (blocked.linear_hessian_product, along),
+            ):
+                first = function(*arguments, *rest, workspace=workspace)
+                copies = [np.copy(x) for x in first]
+                fresh = function(*arguments, *rest, workspace=Workspace(1))
+                for a, b, copy in zip(first, fresh, copies, strict=True):
+                    np.testing.assert_array_equal(a, b)
+                    np.testing.assert_array_equal(a, copy)  # a result is no buffer
+            for a, before in zip((*arguments, *along), kept, strict=True):
+                np.testing.assert_array_equal(a, before)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_two_classes_in_two_rows_share_one_gradient(xp, rng, smoothing):
+    """They differ by one logit, so that their gradients differ by the sign alone."""
+    for kernels, dtype in itertools.product(providers(xp), xp.float_dtypes):
+        p = Problem(xp, rng, dtype, n=50, c=2, weighted=True)
+        coef, intercept = p.given(rng.normal(size=(2, 4))), p.given(rng.normal(size=2))
+        _, grad, slope = (p.exact(x) for x in kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing))
+        np.testing.assert_allclose(grad[0], -grad[1], atol=bound("grad", dtype, grad))
+        np.testing.assert_allclose(slope[0], -slope[1], atol=bound("grad", dtype, slope))
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -13,6 +13,8 @@ TOLERANCE = {
     "loss": {"float64": (1e-12, 1e-14), "float32": (1e-6, 1e-7), "float16": (2e-3, 0.0), "bfloat16": (1e-2, 0.0)},
     # gradient in the logits or in the coefficients, by the size of the largest entry
     "grad": {"float64": (1e-12, 1e-14), "float32": (2e-6, 3e-7), "float16": (2e-3, 2e-3), "bfloat16": (1e-2, 1e-2)},
+    # product with the Hessian, against differences of the oracle's gradient along the direction
+    "hessian": {"float64": (1e-9, 1e-9), "float32": (3e-6, 3e-7)},
     # analytic gradient against central differences
     "difference": {"float64": (1e-7, 1e-7)},
     # parameters of size one after some tens of steps of an optimizer, given the same gradients

@@ -8,6 +8,7 @@ rows NumPy reduces a whole vector of them at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -134,7 +135,8 @@ def _sums(
 
     `row_pass` gets the logits of each map, (m, C), those of the first shifted to a maximum of 0 in each row; it
     writes the losses of the rows, and turns the first logits into what X is to be multiplied with, and what is summed
-    for the intercept where there is one. The blocks and the order in which they are added depend on the shapes alone, and so does every bit of the result.
+    for the intercept where there is one. The blocks and the order in which they are added depend on the shapes alone,
+    and so does every bit of the result.
     """
     maps = [(np.asarray(c, dtype=X.dtype), None if b is None else np.asarray(b, dtype=X.dtype)) for c, b in maps]
     n_coef, n_features = maps[0][0].shape
@@ -216,41 +218,44 @@ def _sums_by_superblocks(
     across = 0 if n_coef >= n_features else 1
     width = 256 if grad_coef.shape[across] < 4096 else 512
     parts = [slice(at, at + width) for at in range(0, grad_coef.shape[across], width)]
+
+    def row_task(start: int) -> None:
+        stop = min(start + TASK_ROWS, n_rows, start - start % step + step)
+        at = start % step  # where these rows are in the block
+        for (coef, intercept), z in zip(maps, logits, strict=True):
+            own = z[at : at + stop - start]
+            own[:, :first] = 0
+            np.matmul(X[start:stop], coef.T, out=own[:, first:])
+            if intercept is not None:
+                own[:, first:] += intercept
+        slopes[at // TASK_ROWS] = 0
+        for begin in range(start, stop, pass_rows):
+            rows = slice(begin, min(begin + pass_rows, stop))
+            some = slice(begin % step, begin % step + rows.stop - rows.start)
+            z = logits[0][some]
+            z -= z.max(axis=1, keepdims=True)
+            row_pass([z[some] for z in logits], rows, losses[some])
+            if maps[0][1] is not None:
+                slopes[at // TASK_ROWS] += z[:, first:].sum(axis=0)
+
     for start in range(0, n_rows, step):
         X_block = X[start : start + step]
-
-        def row_task(at: int, X_block: np.ndarray = X_block, start: int = start) -> None:
-            task = slice(at, min(at + TASK_ROWS, len(X_block)))
-            for (coef, intercept), z in zip(maps, logits, strict=True):
-                z[task, :first] = 0
-                np.matmul(X_block[task], coef.T, out=z[task, first:])
-                if intercept is not None:
-                    z[task, first:] += intercept
-            slopes[at // TASK_ROWS] = 0
-            for begin in range(task.start, task.stop, pass_rows):
-                own = slice(begin, min(begin + pass_rows, task.stop))
-                z = logits[0][own]
-                z -= z.max(axis=1, keepdims=True)
-                row_pass([z[own] for z in logits], slice(start + own.start, start + own.stop), losses[own])
-                if grad_intercept is not None:
-                    slopes[at // TASK_ROWS] += z[:, first:].sum(axis=0)
-
-        def product_task(part: slice, X_block: np.ndarray = X_block) -> None:
-            dlogits = logits[0][: len(X_block), first:].T  # (K, m)
-            if across == 0:
-                dlogits, own = dlogits[part], grad_coef[part]
-            else:
-                X_block, own = X_block[:, part], grad_coef[:, part]
-            product = workspace.buffer("product", own.shape, X.dtype)
-            own += np.matmul(dlogits, X_block, out=product)
-
-        tasks = range(0, len(X_block), TASK_ROWS)
+        dlogits = logits[0][: len(X_block), first:].T  # (K, m)
+        tasks = range(start, start + len(X_block), TASK_ROWS)
         workspace.map(row_task, tasks)
-        workspace.map(product_task, parts)
         loss += losses[: len(X_block)].sum(dtype=np.float64)
         if grad_intercept is not None:
             grad_intercept += slopes[: len(tasks)].sum(axis=0)
+        workspace.map(partial(_add_part, grad_coef, dlogits, X_block, across, workspace), parts)
     return loss, grad_coef, grad_intercept
+
+
+def _add_part(
+    grad_coef: np.ndarray, dlogits: np.ndarray, X: np.ndarray, across: int, workspace: Workspace, part: slice
+) -> None:
+    """Add dlogits @ X to `grad_coef`, in a part of its classes (across 0) or of its features (across 1)."""
+    own, left, right = (grad_coef[part], dlogits[part], X) if across == 0 else (grad_coef[:, part], dlogits, X[:, part])
+    own += np.matmul(left, right, out=workspace.buffer("product", own.shape, X.dtype))
 
 
 def _row_pass(

@@ -79,7 +79,8 @@ class Workspace(AbstractContextManager[None]):
         held = self._buffers.get(key)
         if held is None or held.nbytes < size:
             self._buffers[key] = held = np.empty(size, dtype=np.uint8)
-        return held[:size].view(dtype).reshape(shape)
+        array: np.ndarray = held[:size].view(dtype).reshape(shape)
+        return array
 
 
 class _BlasOnOneThread(AbstractContextManager[None]):

@@ -78,7 +78,8 @@ def descend(
                 break
             target = tol * abs(point.value)
             direction, gap, first = method.direction(point, target)
-            stop = n_iter > 0 and observe is not None and observe(Iterate(n_iter, point.value, point.gradient_norm, gap))
+            here = Iterate(n_iter, point.value, point.gradient_norm, gap)
+            stop = n_iter > 0 and observe is not None and observe(here)
             if gap <= target:
                 message, converged = f"the estimated gap to the optimum is at most tol={tol:g} of the objective", True
                 break

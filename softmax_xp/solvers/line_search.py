@@ -62,7 +62,8 @@ def wolfe_point(
 ) -> tuple[Point | None, int]:
     """Return a point that satisfies the strong Wolfe conditions, and the number of evaluations it took.
 
-    `noise` is the rounding error of a value: values that differ by less are not compared, slopes are. The best point of sufficient decrease stands in when MAX_TRIALS run out; None when there is no such point.
+    `noise` is the rounding error of a value: values that differ by less are not compared, slopes are. The best point
+    of sufficient decrease stands in when MAX_TRIALS run out; None when there is no such point.
     `low` is the best point so far, `high` the other end of a bracket around a minimum once there is one.
     """
     low = Point(0.0, start.x, start.value, start.grad, slope, start.gradient_norm)
