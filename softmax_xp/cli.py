@@ -43,6 +43,7 @@ class Solver(StrEnum):
 
     AUTO = "auto"
     LBFGS = "lbfgs"
+    NEWTON_CG = "newton-cg"
     SGD = "sgd"
     ADAM = "adam"
     ADAMW = "adamw"
@@ -104,7 +105,9 @@ def train(
         Solver, typer.Option(help="auto is lbfgs that knows the curvature; the last three take mini-batches.")
     ] = Solver.AUTO,
     C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
-    tol: Annotated[float, typer.Option(help="Gradient norm at which the fit has converged.")] = 1e-4,
+    tol: Annotated[
+        float, typer.Option(help="Estimated gap to the optimum, relative to the loss, at which to end.")
+    ] = 1e-4,
     max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,
     standardize: Annotated[bool, typer.Option("--standardize", help="Scale features to mean 0, variance 1.")] = False,
     class_weight: Annotated[
@@ -112,10 +115,13 @@ def train(
     ] = None,
     holdout: Annotated[float, typer.Option(help="Share of the rows held out for testing; 0 for none.")] = 0.2,
     dtype: Annotated[Precision, typer.Option(help="Precision of the arithmetic.")] = Precision.FLOAT32,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads on a CPU; all usable cores if not given.", show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws held-out rows and mini-batches.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", help="The model.")] = Path("model.safetensors"),
     plot: Annotated[
-        Path | None, typer.Option(help="Draw objective and gradient norm into this image.", show_default=False)
+        Path | None, typer.Option(help="Draw objective, gradient norm and gap into this image.", show_default=False)
     ] = None,
     as_json: Json = False,
 ) -> int:
@@ -165,6 +171,7 @@ def train(
         solver=solver.value,
         device=device,
         dtype=dtype.value,
+        workers=workers,
     )
     start = time.perf_counter()
     curve, interrupted = _fit(model, X if scaler is None else scaler.transform(X), y, quiet=as_json)
@@ -183,6 +190,7 @@ def train(
         "classes": model.classes_.tolist(),
         "objective": model.objective_,
         "gradient_norm": model.gradient_norm_,
+        "estimated_gap": None if math.isnan(model.estimated_gap_) else model.estimated_gap_,
         "n_iter": int(model.n_iter_[0]),
         "converged": model.converged_,
         "seconds": seconds,
@@ -199,6 +207,8 @@ def train(
         _print_line("device", model.device_)
         _print_line("final loss", f"{model.objective_:.6f}")
         _print_line("gradient norm", f"{model.gradient_norm_:.1e}")
+        if not math.isnan(model.estimated_gap_):
+            _print_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss")
         _print_line("iterations", f"{report['n_iter']} in {seconds:.2f} s")
         _print_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)")
         if len(X_test):
@@ -544,8 +554,11 @@ def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
     steps = [iterate.n_iter for iterate in curve]
     above.plot(steps, [iterate.objective for iterate in curve])
     above.set(ylabel="objective")
-    below.semilogy(steps, [iterate.gradient_norm for iterate in curve])
-    below.set(ylabel="gradient norm", xlabel="iteration")
+    below.semilogy(steps, [iterate.gradient_norm for iterate in curve], label="gradient norm")
+    if curve and not math.isnan(curve[-1].estimated_gap):
+        below.semilogy(steps, [iterate.estimated_gap for iterate in curve], label="estimated gap to the optimum")
+    below.set(xlabel="iteration")
+    below.legend()
     figure.savefig(path)
 
 

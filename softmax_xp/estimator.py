@@ -237,9 +237,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.converged_ = solution.converged
         if not solution.converged:
             warnings.warn(
-                f"SoftmaxClassifier has not converged: {solution.message}; the objective, {solution.objective:.6g}, is "
-                f"estimated to be {solution.estimated_gap:.1e} above its minimum, and the gradient's norm is "
-                f"{solution.gradient_norm:.1e}. Raise max_iter or tol={self.tol:g}, or fit in float64.",
+                f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
+                f"{_distance(solution)}. Raise max_iter or tol={self.tol:g}, or fit in float64.",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -585,6 +584,16 @@ def _encoded(y: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         raise ValueError(f"`y` must hold at least two classes, got one class: {classes[0]}; add rows of another class.")
     return classes, labels.astype(np.int64, copy=False)
+
+
+def _distance(solution: Solution) -> str:
+    """Return in words how far from the optimum a solve has ended."""
+    norm = f"the gradient's norm {solution.gradient_norm:.1e}"
+    if math.isnan(solution.estimated_gap):
+        return norm
+    gap = solution.estimated_gap
+    share = f" ({gap / abs(solution.objective):.1%} of it)" if solution.objective else ""
+    return f"an estimated {gap:.1e}{share} above its minimum, and {norm}"
 
 
 def _two_columns(xp: Namespace, logits: Array) -> Array:

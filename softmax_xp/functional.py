@@ -30,6 +30,7 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of
+from softmax_xp.kernels.workspace import Workspace
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -180,7 +181,7 @@ def cross_entropy_with_grad(
         return _reduced(losses, reduction, logits.dtype), dlogits
 
 
-def softmax_loss(W: Array, X: Array, y: Array, reg: float) -> tuple[Array, Array]:
+def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None = None) -> tuple[Array, Array]:
     """Return the regularised softmax loss of a linear classifier, and its gradient.
 
     loss = mean_i cross_entropy(X_i W, y_i) + reg / 2 * sum(W ** 2), after the assignment
@@ -193,6 +194,8 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float) -> tuple[Array, Array
     y : array of shape (n_samples,), integers in [0, n_classes)
     reg : float, not negative
         Strength of the L2 penalty; a 0-d array will do.
+    workers : int, optional
+        Threads on a CPU; by default as many as the process may use cores. The result does not depend on it.
 
     Returns
     -------
@@ -222,6 +225,7 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float) -> tuple[Array, Array
     y = check_labels(xp, y, W.shape[1], "y")
     reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False)
     check_finite(xp, W, "W")
+    workspace = Workspace(None if workers is None else check_integer(workers, "workers", low=1))
 
     backend = backend_of(X)
     with backend.context(), np.errstate(over="ignore", invalid="ignore"):  # told below, by an error
@@ -233,7 +237,7 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float) -> tuple[Array, Array
             check_finite(xp, X, "X")
             loss, grad = xp.zeros((), dtype=dtype, device=backend.device), xp.zeros_like(W)
         else:
-            loss, grad, _ = backend.kernels(dtype).linear_sums(W.T, None, X, y)
+            loss, grad, _ = backend.kernels(dtype).linear_sums(W.T, None, X, y, workspace=workspace)
             loss, grad = loss / X.shape[0], grad.T / X.shape[0]
         if not math.isfinite(float(detached(loss))):
             check_finite(xp, X, "X")  # after the fact: a pass over X that is free as long as all is well

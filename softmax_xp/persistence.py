@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import secrets
 import shutil
@@ -148,6 +149,7 @@ def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]
         "n_iter": int(model.n_iter_[0]),
         "objective": float(model.objective_),
         "gradient_norm": float(model.gradient_norm_),
+        "estimated_gap": None if math.isnan(model.estimated_gap_) else float(model.estimated_gap_),
         "converged": bool(model.converged_),
         "device": str(model.device_),
     }
@@ -310,6 +312,8 @@ def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> Softmax
     model.n_iter_ = np.array([record.count("n_iter", 0)], dtype=np.int32)
     model.objective_ = record.value("objective", float)
     model.gradient_norm_ = record.value("gradient_norm", float)
+    gap = record.value("estimated_gap", float, type(None))
+    model.estimated_gap_ = math.nan if gap is None else gap
     model.converged_ = record.value("converged", bool)
     record.text("device")  # of the fit: for readers of the file
     model.device_ = model._host_device = backend.name

@@ -153,7 +153,7 @@ def test_hessian_product_is_the_difference_of_the_oracles_gradients(xp, rng, c, 
     for dtype in xp.float_dtypes:
         p = Problem(xp, rng, dtype, c=c, weighted=weighted, fit_intercept=fit_intercept)
         params, v = p.given(p.params), p.given(rng.normal(size=p.params.shape))
-        expected = oracle.directional_difference(lambda x: p.expected(x)[1], p.exact(params), p.exact(v))
+        expected = oracle.directional_difference(lambda x, p=p: p.expected(x)[1], p.exact(params), p.exact(v))
         product = p.objective().hessian_product(params)
         xp.assert_close(product(v), expected, dtype, "hessian")
         xp.assert_close(product(2 * v), 2 * expected, dtype, "hessian")  # it may be called again
@@ -183,8 +183,8 @@ def test_results_do_not_depend_on_the_number_of_workers(rng, monkeypatch, c, sch
             results = []
             for workers in (1, 2, 3):
                 f = p.objective(workers=workers)
-                for _ in range(3):  # the threads take turns as they come
-                    results.append((*f.value_and_grad(params), f.hessian_product(params)(v)))
+                # Three times, as the threads take turns as they come.
+                results += [(*f.value_and_grad(params), f.hessian_product(params)(v)) for _ in range(3)]
         for one, other in itertools.pairwise(results):
             for a, b in zip(one, other, strict=True):
                 np.testing.assert_array_equal(a, b)
@@ -309,13 +309,13 @@ def small_blocks(monkeypatch):
 
 
 # The two ways to share out an evaluation, on small problems: lanes of two and three blocks of three rows, and
-# superblocks of 45 rows, of tasks of 20, of passes of 16; the last of each is shorter.
+# superblocks of 25 rows, of tasks of 20, of passes of 16; the last of each is shorter.
 SCHEDULES = {
     "lanes": {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "MIN_BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5},
     "superblocks": {
         "LANE_BYTES": 0,
         "SUPERBLOCK_BYTES": 1,
-        "MIN_SUPERBLOCK_ROWS": 45,
+        "MIN_SUPERBLOCK_ROWS": 25,
         "TASK_ROWS": 20,
         "PASS_BYTES": 1,
     },
@@ -453,6 +453,23 @@ def test_kernels_hessian_products_are_the_differences_of_gradients(xp, rng, monk
                 xp.assert_close(slope, expected_slope, dtype, "hessian")
             else:
                 assert slope is None
+
+
+@pytest.mark.parametrize("shape", [(20, 300, 3), (20, 2, 300), (20, 3, 5000), (20, 5000, 2)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_blocked_is_the_reference_where_classes_or_features_are_many(rng, monkeypatch, schedule, shape):
+    """More than one task takes of a product with a superblock."""
+    for dtype in ("float32", "float64"):
+        p = Problem(HERE, rng, dtype, *shape, weighted=True)
+        at, along = ([p.given(rng.normal(size=s) / 10) for s in (p.shape, p.shape[0])] for _ in range(2))
+        with many_blocks(monkeypatch, schedule):
+            actual = blocked.linear_sums(*at, p.X, p.t, p.weight, 0.1)
+            actual += blocked.linear_hessian_product(*at, p.X, *along, p.weight)
+        expected = reference.linear_sums(*at, p.X, p.t, p.weight, 0.1)
+        expected += reference.linear_hessian_product(*at, p.X, *along, p.weight)
+        for a, b, quantity in zip(actual, expected, ("loss", "grad", "grad", "hessian", "hessian"), strict=True):
+            assert a.dtype == b.dtype
+            np.testing.assert_allclose(a, b, rtol=0, atol=bound(quantity, dtype, b))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
+from contextvars import copy_context
 from functools import cache
 from typing import Any, TypeVar
 
@@ -49,7 +50,10 @@ class Workspace(AbstractContextManager[None]):
         BLAS_ON_ONE_THREAD.__exit__()
 
     def map(self, function: Callable[[T], object], items: Iterable[T]) -> None:
-        """Call `function` on each item, on the calling thread and the others, with BLAS on one thread in each."""
+        """Call `function` on each item, on the calling thread and the others, with BLAS on one thread in each.
+
+        The others see the context of the caller: numpy.errstate is part of it.
+        """
         items = list(items)
         waiting = enumerate(items)  # one step of a list's iterator is one step for all threads
 
@@ -64,7 +68,7 @@ class Workspace(AbstractContextManager[None]):
         with BLAS_ON_ONE_THREAD:
             if n_others > 0 and self._pool is None:
                 self._pool = ThreadPoolExecutor(self.workers - 1, thread_name_prefix="softmax_xp")
-            others = [self._pool.submit(work) for _ in range(n_others)] if self._pool else []
+            others = [self._pool.submit(copy_context().run, work) for _ in range(n_others)] if self._pool else []
             try:
                 work()
             finally:
