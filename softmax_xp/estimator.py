@@ -99,7 +99,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Threads of a fit on a CPU; None means the cores that this process may use. Results do not depend on it.
     max_memory : int or None, default None
         Bytes that the solver may take for what it knows of the curvature, beside the data: None means as many as X
-        takes, but 64 MiB at least. With less it takes more steps.
+        takes, but 256 MiB at least. With less it takes more steps.
 
     Attributes
     ----------
@@ -530,7 +530,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 objective.value_and_grad,
                 start,
                 memory=max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes)),
-                precondition=None if known is None else known.first(),
+                precondition=None if known is None else known.first(start),
                 hessian_product=objective.hessian_product,
                 due=None if known is None else known.due,
                 **common,
@@ -544,10 +544,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         )
 
     def _max_memory(self, X: Array) -> int:
-        """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 64 MiB at least."""
+        """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
         if self.max_memory is not None:
             return int(self.max_memory)
-        return max(64 << 20, int(math.prod(X.shape) * X.dtype.itemsize))
+        return max(256 << 20, int(math.prod(X.shape) * X.dtype.itemsize))
 
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""

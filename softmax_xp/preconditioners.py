@@ -44,6 +44,7 @@ FREE = 1e7  # multiplications that are over before anyone notices, and so are no
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
 EIGEN = 10.0  # times the multiplications of an inverse, that eigenvectors take
 CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
+WARM = 40.0  # the same for a start that is near the optimum
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
 RECENT = 4  # iterations whose progress counts
@@ -74,9 +75,16 @@ class Curvature:
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
+        self._finest = False  # whether the class blocks have been made
 
-    def first(self) -> Preconditioner | None:
-        """Return the preconditioner to start with, or None."""
+    def first(self, params: Array) -> Preconditioner | None:
+        """Return the preconditioner to start with from `params`, or None.
+
+        That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum.
+        """
+        if self.cost(self.objective.coef_shape[0]) <= WARM and bool(self.objective.backend.xp.any(params != 0.0)):
+            self._finest = True
+            return self.class_blocks(params)
         return self.bound() if self.cost(1) <= CHEAP else None
 
     def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
@@ -98,7 +106,10 @@ class Curvature:
             if cost < saved:
                 self._wait *= LATER
                 self._gaps = []
+                self._finest = make == self.class_blocks
                 return make
+            if self._finest:  # a coarser one would be a step back
+                break
         return None
 
     def at(self, params: Array) -> Preconditioner:

@@ -47,7 +47,8 @@ def newton_step(
     -------
     step : array of shape (n,)
     decrease : float
-        From below, and more with each iteration.
+        What the iterations have brought, a bound from below, and what as many halves again would bring if each went
+        on to bring the same share of the one before.
     """
     xp = namespace(grad=grad)
 
@@ -67,13 +68,21 @@ def newton_step(
             break
         decreases.append(decrease)
         step = step + xp.astype(length, grad.dtype) * direction
-        if len(decreases) >= 4 and sum(decreases[len(decreases) // 2 :]) <= accuracy * sum(decreases):
+        if len(decreases) >= 4 and _halves(decreases)[1] <= accuracy * sum(decreases):
             break
         residual = residual - xp.astype(length, grad.dtype) * image
         z = preconditioned(residual)
         rz, before = dot(xp, residual, z), rz
         direction = z + xp.astype(rz / before, grad.dtype) * direction
-    return step, sum(decreases)
+    first, second = _halves(decreases)
+    share = min(0.9, second / first) if first > 0.0 else 0.0
+    return step, first + second + second * share / (1.0 - share)
+
+
+def _halves(decreases: list[float]) -> tuple[float, float]:
+    """Return what the first half of the iterations has brought, and the second."""
+    half = len(decreases) - len(decreases) // 2
+    return sum(decreases[:half]), sum(decreases[half:])
 
 
 class _NewtonCG:
