@@ -113,6 +113,11 @@ def accumulation_dtype(xp: Namespace, device: Device) -> DType:
     return real.get("float64", xp.float32)
 
 
+def bytes_of(xp: Namespace, dtype: DType) -> int:
+    """Return the size of one number of a real floating dtype."""
+    return int(xp.finfo(dtype).bits) // 8
+
+
 def describe(x: object) -> str:
     """Return a short account of a value for an error message."""
     if is_array(x):

@@ -21,6 +21,7 @@ from softmax_xp._arrays import (
     Array,
     Namespace,
     accumulation_dtype,
+    bytes_of,
     check_finite,
     check_integer,
     check_length,
@@ -69,8 +70,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     C : float in (0, inf], default 1.0
         Inverse strength of the penalty; infinity means none.
     tol : float, positive, default 1e-4
-        Converged when the objective is estimated to be at most `tol` times its value above its minimum. The
-        estimate is g' H^-1 g / 2, half the squared Newton decrement, found by conjugate gradients on the Hessian H: it
+        Converged when the objective is at most `tol` times its value above its minimum, by an estimate that may be ten
+        times too small. The estimate is g' H^-1 g / 2, half the squared Newton decrement, found by conjugate gradients on the Hessian H: it
         means the same for any N, C and units of X. For the stochastic solvers, when the Euclidean norm of the gradient
         of the mean objective is at most `tol`.
     fit_intercept : bool, default True
@@ -525,7 +526,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )
         if self.solver in ("auto", "lbfgs"):
             known = curvature if self.solver == "auto" else None
-            pair_bytes = 2 * objective.n_params * start.dtype.itemsize
+            pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
             return lbfgs.minimize(
                 objective.value_and_grad,
                 start,
@@ -547,7 +548,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
         if self.max_memory is not None:
             return int(self.max_memory)
-        return max(256 << 20, int(math.prod(X.shape) * X.dtype.itemsize))
+        return max(256 << 20, math.prod(X.shape) * bytes_of(namespace(X=X), X.dtype))
 
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""

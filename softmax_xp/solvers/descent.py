@@ -1,6 +1,6 @@
 """The loop that every descent method shares: a direction, a line search, and when to end.
 
-A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|. The estimate is half the squared
+A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|, with a margin of MARGIN. The estimate is half the squared
 Newton decrement, g' H^-1 g / 2 with the gradient g and the Hessian H (Boyd and Vandenberghe, Convex Optimization,
 2004, section 9.5). It does not change with the units of the parameters, and means the same for any objective.
 """
@@ -14,6 +14,9 @@ from typing import Protocol
 from softmax_xp._arrays import Array, namespace
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
+
+
+MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
 
 
 class Method(Protocol):
@@ -55,7 +58,7 @@ def descend(
     params : array of shape (n,), real floating
         Where to start; not modified.
     tol : float
-        Converged when the estimated gap to the optimum is at most `tol` times the objective's magnitude.
+        Converged when the estimated gap to the optimum is at most `tol` / MARGIN times the objective's magnitude.
     max_iter : int
     noise : callable, optional
         Takes parameters to the rounding error of the value there; none by default.
@@ -76,12 +79,12 @@ def descend(
             if not math.isfinite(point.value):
                 message = "the objective is not finite at the start"
                 break
-            target = tol * abs(point.value)
+            target = tol / MARGIN * abs(point.value)
             direction, gap, first = method.direction(point, target)
             here = Iterate(n_iter, point.value, point.gradient_norm, gap)
             stop = n_iter > 0 and observe is not None and observe(here)
             if gap <= target:
-                message, converged = f"the estimated gap to the optimum is at most tol={tol:g} of the objective", True
+                message, converged = f"the gap to the optimum is at most tol={tol:g} of the objective", True
                 break
             if stop or n_iter >= max_iter:
                 message = "ended by the observer" if stop else f"max_iter={max_iter} steps taken"

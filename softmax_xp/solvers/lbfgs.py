@@ -22,6 +22,7 @@ from softmax_xp.solvers.newton_cg import HessianProduct, Precondition, newton_st
 
 CHECK_ACCURACY = 0.4  # share of the gap that may have come late enough for more to be expected
 CHECK_PRODUCTS = 100
+SMALLEST = 1e-100  # curvature along a step whose inverse, and square, are still numbers
 RECENT = 4  # steps whose gain is held against the gap expected before them
 
 # Called after each step with the estimated gap and the one at which the solve ends; returns what makes a better
@@ -81,7 +82,7 @@ class _LBFGS:
         xp = namespace(x=after.x)
         s, y = after.x - before.x, after.grad - before.grad
         curvature = dot(xp, s, y)
-        if float(curvature) > 0.0:
+        if float(curvature) > SMALLEST:
             self.pairs.append((s, y, 1.0 / curvature))
         self._stepped = True
 

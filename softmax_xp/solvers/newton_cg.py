@@ -8,6 +8,7 @@ Strakos and Tichy, 2002, ETNA 13, 56-80: the error in the norm of the matrix, fr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -61,16 +62,15 @@ def newton_step(
     decreases: list[float] = []
     for _ in range(max_products):
         image = product(direction)
-        curvature = dot(xp, direction, image)
-        length = rz / curvature
-        decrease, bend = to_numpy(xp.stack([0.5 * length * rz, curvature])).tolist()
-        if not (bend > 0.0 and decrease >= 0.0):  # what is left is rounding
+        size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
+        if not (curvature > 0.0 and size > 0.0 and math.isfinite(size / curvature)):  # what is left is rounding
             break
-        decreases.append(decrease)
-        step = step + xp.astype(length, grad.dtype) * direction
+        length = size / curvature
+        decreases.append(0.5 * length * size)
+        step = step + length * direction
         if len(decreases) >= 4 and _halves(decreases)[1] <= accuracy * sum(decreases):
             break
-        residual = residual - xp.astype(length, grad.dtype) * image
+        residual = residual - length * image
         z = preconditioned(residual)
         rz, before = dot(xp, residual, z), rz
         direction = z + xp.astype(rz / before, grad.dtype) * direction
