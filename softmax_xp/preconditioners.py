@@ -48,6 +48,7 @@ WARM = 40.0  # the same for a start that is near the optimum
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
 RECENT = 4  # iterations whose progress counts
+MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
 SHARE_SAVED = 0.75  # of the iterations still to come, that a better estimate is taken to save
 
 
@@ -98,7 +99,8 @@ class Curvature:
             return None
         self._since = 0
         rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
-        saved = SHARE_SAVED * math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
+        to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
+        saved = SHARE_SAVED * min(to_come, MOST_TO_COME)
         for make, cost in (
             (self.class_blocks, self.cost(self.objective.coef_shape[0])),
             (self.kronecker, self.cost(1, EIGEN)),

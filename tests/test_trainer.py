@@ -43,7 +43,7 @@ def minimum(X, y, reg, weight=None, smoothing=0.0):
     if smoothing:
         y = (1 - smoothing) * (np.eye(c)[y] if y.ndim == 1 else y) + smoothing / c
     f = LinearObjective(backend_of(X), X, y, c, L2(reg), weight)
-    solution = lbfgs.minimize(f.value_and_grad, np.zeros(f.n_params), tol=1e-9, rounding=1e-15)
+    solution = lbfgs.minimize(f.value_and_grad, np.zeros(f.n_params), tol=1e-13)
     assert solution.converged
     return solution.objective
 
