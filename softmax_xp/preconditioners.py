@@ -124,7 +124,7 @@ class Curvature:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
         By counting multiplications: m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or more
-        where it is reading X that takes the time. Infinite where the matrices would not fit, and nothing where the
+        where it is reading X that takes the time; all but the bound also need eigenvectors of K classes. Infinite where the matrices would not fit, and nothing where the
         problem is small.
         """
         n_coef, n_features = self.objective.coef_shape
@@ -132,6 +132,8 @@ class Curvature:
             return math.inf
         n_columns = self.n_columns if self._holds_matrix() else 1
         work = n_matrices * (self.n_sampled * n_columns**2 / 2 + factor * n_columns**3)
+        if (n_matrices > 1 or factor > 1.0) and self._holds_classes():
+            work += EIGEN * n_coef**3
         evaluation = 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM)
         return 0.0 if work < FREE else float(work / evaluation)
 
@@ -146,7 +148,7 @@ class Curvature:
         """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""
         A, weight = self._sampled_rows()
         n_coef = self.objective.coef_shape[0]
-        squares = n_coef if 8 * n_coef**2 <= self.max_bytes // 4 else 0  # else the diagonal of the mean of S_i alone
+        squares = n_coef if self._holds_classes() else 0  # else the diagonal of the mean of S_i alone
         mean, product = np.zeros(n_coef), np.zeros((squares, squares))
         traces = []
         for rows, p in self._probabilities(A, params):
@@ -251,6 +253,10 @@ class Curvature:
     def _holds_matrix(self) -> bool:
         """Return whether D x D matrices fit: three of them, while one is made."""
         return bool(3 * 8 * self.n_columns**2 <= self.max_bytes)
+
+    def _holds_classes(self) -> bool:
+        """Return whether C x C matrices fit: eigenvectors need several."""
+        return bool(4 * 8 * self.objective.coef_shape[0] ** 2 <= self.max_bytes)
 
     def _gram(self, X: Array, weight: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
         """Return sum_i weight_i a_i a_i' over the rows of X (or those at `index`), (D + 1, D + 1).
