@@ -71,9 +71,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Inverse strength of the penalty; infinity means none.
     tol : float, positive, default 1e-4
         Converged when the objective is at most `tol` times its value above its minimum, by an estimate that may be ten
-        times too small. The estimate is g' H^-1 g / 2, half the squared Newton decrement, found by conjugate gradients on the Hessian H: it
-        means the same for any N, C and units of X. For the stochastic solvers, when the Euclidean norm of the gradient
-        of the mean objective is at most `tol`.
+        times too small. The estimate is g' H^-1 g / 2, half the squared Newton decrement, found by conjugate gradients
+        on the Hessian H: it means the same for any N, C and units of X. For the stochastic solvers, when the Euclidean
+        norm of the gradient of the mean objective is at most `tol`.
     fit_intercept : bool, default True
     class_weight : dict, "balanced" or None, default None
         Weight of each class, multiplied into `sample_weight`; "balanced" makes all classes weigh the same.
@@ -548,7 +548,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
         if self.max_memory is not None:
             return int(self.max_memory)
-        return max(256 << 20, math.prod(X.shape) * bytes_of(namespace(X=X), X.dtype))
+        return max(256 << 20, int(math.prod(X.shape)) * bytes_of(namespace(X=X), X.dtype))
 
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""

@@ -124,8 +124,8 @@ class Curvature:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
         By counting multiplications: m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or more
-        where it is reading X that takes the time; all but the bound also need eigenvectors of K classes. Infinite where the matrices would not fit, and nothing where the
-        problem is small.
+        where it is reading X that takes the time; all but the bound need eigenvectors of the classes, too. Infinite
+        where the matrices would not fit, and nothing where the problem is small.
         """
         n_coef, n_features = self.objective.coef_shape
         if n_matrices > 1 and 8 * n_matrices * max(self.n_columns**2, n_matrices) > self.max_bytes:
@@ -173,6 +173,8 @@ class Curvature:
         The rows that form a block are drawn with probabilities in proportion to their weights q_k' S_i q_k, and the
         rows that count for it are few once the model is sure of most: an even sample would miss them.
         """
+        if not self._holds_matrix():
+            return self.kronecker(params)
         objective = self.objective
         xp, n_coef = objective.backend.xp, objective.coef_shape[0]
         mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight

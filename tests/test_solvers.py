@@ -203,25 +203,31 @@ def test_lbfgs_works_with_any_memory(rng, memory):
 
 
 def test_lbfgs_takes_fewer_steps_from_an_estimate_of_the_inverse_hessian(rng):
-    """With the inverse itself it is Newton's method."""
+    """With the inverse itself it is Newton's method, and what is wrong with another the pairs put right."""
     f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e6)
-    inverse = np.linalg.inv(f.A)
-    shapes = []
+    inverse, shapes = np.linalg.inv(f.A), []
+    error = np.diag(rng.uniform(0.5, 2.0, size=30))
 
-    def precondition(rows):
-        shapes.append(rows.shape)
-        return rows @ inverse
+    def steps(estimate):
+        def precondition(rows):
+            shapes.append(rows.shape)
+            return rows @ estimate
 
-    solution = lbfgs.minimize(f.value_and_grad, np.zeros(30), tol=1e-10, precondition=precondition)
-    assert (solution.converged, solution.n_iter) == (True, 1)
+        solution = lbfgs.minimize(f.value_and_grad, np.zeros(30), tol=1e-8, precondition=precondition)
+        assert solution.converged
+        return solution.n_iter
+
+    assert steps(inverse) == 1
+    few, many = steps(error @ inverse @ error), steps(np.eye(30))
+    assert few < 30
+    assert many > 3 * few
     assert {len(shape) for shape in shapes} == {2}
-    assert lbfgs.minimize(f.value_and_grad, np.zeros(30), tol=1e-10).n_iter > 10
 
 
 def test_lbfgs_goes_on_from_what_is_due(rng):
-    """`due` is asked once a step with the gap and the target, and what it gives makes the next estimate."""
-    f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e6)
-    asked, made, inverse = [], [], np.linalg.inv(f.A)
+    """`due` is asked once a step with the gap and the target; the next step is along what it makes, and nothing else."""
+    f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e4)
+    counting, asked, made, seen = counted(f.value_and_grad), [], [], []
 
     def due(gap, target):
         asked.append((gap, target))
@@ -229,17 +235,44 @@ def test_lbfgs_goes_on_from_what_is_due(rng):
 
     def make(params):
         made.append(params)
-        return lambda rows: rows @ inverse
+        return lambda rows: rows / np.diag(f.A)
 
-    seen = []
-    solution = lbfgs.minimize(f.value_and_grad, np.zeros(30), tol=1e-9, due=due, observe=seen.append)
-    assert solution.converged
-    assert len(asked) == len(seen) == solution.n_iter == 6  # one step of Newton's after the fifth
+    solution = lbfgs.minimize(
+        counting,
+        np.zeros(30),
+        tol=1e-9,
+        max_iter=9,
+        due=due,
+        observe=lambda iterate: seen.append((iterate, counting.points[-1][0])),
+    )
+    assert len(asked) == len(seen) == solution.n_iter == 9
     assert len(made) == 1
-    assert float(f.value_and_grad(made[0])[0]) == seen[4].objective
-    for (gap, target), iterate in zip(asked, seen, strict=True):
+    np.testing.assert_array_equal(made[0], seen[4][1])
+    step, expected = seen[5][1] - made[0], -f.value_and_grad(made[0])[1] / np.diag(f.A)
+    np.testing.assert_allclose(step / np.linalg.norm(step), expected / np.linalg.norm(expected), atol=1e-9)
+    for (gap, target), (iterate, _) in zip(asked, seen, strict=True):
         assert 0 < target <= 1e-9 * abs(iterate.objective)
         assert gap > 0
+
+
+@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+def test_lbfgs_with_the_hessian_is_not_deceived_by_its_pairs(rng, tol):
+    """A few pairs of an ill-conditioned problem say that the optimum is near when it is not."""
+    f = Quadratic(NumPyLibrary, rng, "float64", n=60, condition=1e5)
+    start = np.zeros(60)
+
+    def missing(solution):
+        return (solution.objective - f.minimum) / abs(f.minimum)
+
+    deceived = lbfgs.minimize(f.value_and_grad, start, tol=tol, memory=1)
+    assert deceived.converged
+    assert missing(deceived) > tol
+    solution = lbfgs.minimize(f.value_and_grad, start, tol=tol, memory=1, hessian_product=f.hessian_product)
+    assert solution.converged
+    assert missing(solution) <= tol
+    stopped = lbfgs.minimize(f.value_and_grad, start, tol=tol, memory=1, hessian_product=f.hessian_product, max_iter=10)
+    assert not stopped.converged
+    assert 0.1 <= stopped.estimated_gap / (stopped.objective - f.minimum) <= 10
 
 
 def hills(x):

@@ -1,8 +1,9 @@
 """The loop that every descent method shares: a direction, a line search, and when to end.
 
-A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|, with a margin of MARGIN. The estimate is half the squared
-Newton decrement, g' H^-1 g / 2 with the gradient g and the Hessian H (Boyd and Vandenberghe, Convex Optimization,
-2004, section 9.5). It does not change with the units of the parameters, and means the same for any objective.
+A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|, with a margin of MARGIN. The estimate
+is half the squared Newton decrement, g' H^-1 g / 2 with the gradient g and the Hessian H (Boyd and Vandenberghe, Convex
+Optimization, 2004, section 9.5). It does not change with the units of the parameters, and means the same for any
+objective.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Protocol
 from softmax_xp._arrays import Array, namespace
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
-
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
 
