@@ -25,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 # What is computed for each row and class exists for a block of rows at a time, of at most this many bytes, so that
 # memory does not grow with the number of rows.
 BLOCK_BYTES = 8 << 20
+GPU_BLOCK_BYTES = 256 << 20  # its kernels want more rows at a time
 
 
 def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> Iterator[slice]:
@@ -32,6 +33,11 @@ def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> I
     step = max(1, (BLOCK_BYTES if block_bytes is None else block_bytes) // row_bytes)
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
+
+
+def block_bytes(device: Device) -> int:
+    """Return how large the blocks of rows should be that are computed on `device`."""
+    return GPU_BLOCK_BYTES if hasattr(device, "use") else BLOCK_BYTES
 
 
 def is_array(x: object) -> bool:

@@ -21,6 +21,7 @@ from softmax_xp._arrays import (
     Array,
     Namespace,
     accumulation_dtype,
+    block_bytes,
     bytes_of,
     check_finite,
     check_integer,
@@ -560,7 +561,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with backend.context():
             dtype = dtype_name(X.dtype)
             coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
-            for rows in row_blocks(X.shape[0], len(self.classes_) * 8):
+            for rows in row_blocks(X.shape[0], len(self.classes_) * 8, block_bytes(backend.device)):
                 logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
                 part = home.asarray(function(backend.xp, logits))
                 if out is None:

@@ -11,6 +11,7 @@ import numpy as np
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
+    block_bytes,
     check_floating,
     check_integer,
     check_option,
@@ -121,10 +122,10 @@ class MLP:
         """
         self._check_features(X)
         xp = namespace(X=X)
-        with device_context(backend_of(X).device):
-            return xp.concat(
-                [xp.argmax(self(X[rows, :]), axis=1) for rows in row_blocks(X.shape[0], max(self.sizes) * 8)]
-            )
+        device = backend_of(X).device
+        with device_context(device):
+            blocks = row_blocks(X.shape[0], max(self.sizes) * 8, block_bytes(device))
+            return xp.concat([xp.argmax(self(X[rows, :]), axis=1) for rows in blocks])
 
     def params_on(self, backend: Backend, dtype: Any) -> Params:
         """Return the parameters on `backend` in `dtype`."""

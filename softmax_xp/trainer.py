@@ -15,6 +15,7 @@ import numpy as np
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
+    block_bytes,
     check_finite,
     check_floating,
     check_integer,
@@ -325,7 +326,7 @@ class _Rows:
 
     def blocks(self, width: int) -> Iterator[tuple[slice, _Rows]]:
         """Yield the rows block by block, in order, for activations of `width` numbers a row."""
-        for rows in row_blocks(self.n, width * 8):
+        for rows in row_blocks(self.n, width * 8, block_bytes(self.backend.device)):
             weight = None if self.weight is None else self.weight[rows]
             yield rows, _Rows(self.backend, self.X[rows, :], self.targets[rows, ...], weight)
 

@@ -23,6 +23,7 @@ from softmax_xp._arrays import (
     DType,
     Namespace,
     accumulation_dtype,
+    block_bytes,
     bytes_of,
     device_of,
     namespace,
@@ -167,7 +168,7 @@ def _logit_blocks(
 ) -> Iterator[tuple[slice, Array, Array]]:
     """Yield rows, X there and their logits, class-major (C, m), so that coef and X are read as they lie."""
     single = coef.shape[0] == 1
-    for rows in row_blocks(X.shape[0], (coef.shape[0] + single) * bytes_of(xp, coef.dtype)):
+    for rows in row_blocks(X.shape[0], (coef.shape[0] + single) * bytes_of(xp, coef.dtype), block_bytes(device_of(X))):
         X_block = xp.astype(X[rows, :], coef.dtype, copy=False)
         logits = coef @ X_block.T
         if intercept is not None:
