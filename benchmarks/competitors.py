@@ -27,7 +27,7 @@ Run: TypeAlias = Callable[[], tuple[Any, Any]]
 TOL = 1e-4
 MAX_ITER = 1000
 HESSIAN_BYTES = 1 << 30
-HESSIAN_FLOPS = 1e12  # of one iteration: seconds to tens of seconds
+HESSIAN_FLOPS = 1e11  # of one iteration: seconds
 
 
 # --- One evaluation of loss and gradient ---

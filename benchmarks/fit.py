@@ -77,6 +77,7 @@ def main(
 ) -> None:
     """Run the command; its exit status is 1 if a fit failed."""
     names = data or (QUICK_DATA if quick else tuple(Name))
+    arguments = {"dtype": dtype, "limit": limit, "quick": quick, "tol": TOL, "max_iter": MAX_ITER}
     records, absent = [], {}
     for name in names:
         try:
@@ -88,22 +89,13 @@ def main(
         record = _measured(dataset, limit, budget=0.05 if quick else BUDGET)
         records.append(record)
         _show(record)
+        report.save(f"fit-{name.value}", output, arguments, results=record)
+        report.figure(output / f"fit-{name.value}.png", partial(_draw, record=record), (9, 6))
     axes = _growth(quick, dtype) if growth else []
     _show_summary(records, absent)
     if axes:
         _show_growth(axes)
-    arguments = {
-        "data": [name.value for name in names],
-        "dtype": dtype,
-        "limit": limit,
-        "growth": growth,
-        "quick": quick,
-        "tol": TOL,
-        "max_iter": MAX_ITER,
-    }
-    report.save("fit", output, arguments, results=records, missing_data=absent, growth=axes)
-    for record in records:
-        report.figure(output / f"fit-{record['data']}.png", partial(_draw, record=record), (9, 6))
+        report.save("fit-growth", output, arguments, growth=axes)
     if any(row["failed"] for record in records for row in record["rows"]):
         raise SystemExit(1)
 
@@ -343,13 +335,13 @@ def _show_summary(records: list[dict[str, Any]], absent: dict[str, str]) -> None
         seconds = {row["name"]: row.get("seconds") for row in record["rows"]}
         own, theirs = seconds["softmax_xp auto"], seconds[TARGETS[0]]
         race = next((t["ours"].get("softmax_xp auto") for t in record["targets"] if t["rival"] == TARGETS[0]), None)
-        record["default_fit_ratio"] = own / theirs if own and theirs else None
+        ratio = own / theirs if own and theirs else None
         rows.append(
             (
                 record["data"],
                 report.number(own),
                 report.number(theirs),
-                report.number(record["default_fit_ratio"]),
+                report.number(ratio),
                 report.number(race["ratio"] if race else None),
                 "",
             )

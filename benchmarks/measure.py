@@ -20,8 +20,8 @@ import softmax_xp
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "scikit-learn-intelex", "torch", "jax", "jaxlib")
 LOAD_AT_START = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-# The threads of OpenBLAS and OpenMP spin for some 25 ms after their work, and would do so on the next one's cores.
-PAUSE = 0.05
+# The threads of OpenBLAS and OpenMP spin for up to 0.1 s after their work, and would do so on the next one's cores.
+PAUSE = 0.2
 MIN_SECONDS = 0.05  # that a turn lasts, unless MAX_CALLS fill it
 MAX_CALLS = 100
 
