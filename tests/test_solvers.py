@@ -204,9 +204,9 @@ def test_lbfgs_works_with_any_memory(rng, memory):
 
 def test_lbfgs_takes_fewer_steps_from_an_estimate_of_the_inverse_hessian(rng):
     """With the inverse itself it is Newton's method, and what is wrong with another the pairs put right."""
-    f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e6)
-    inverse, shapes = np.linalg.inv(f.A), []
-    error = np.diag(rng.uniform(0.5, 2.0, size=30))
+    f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e3)
+    values, vectors = np.linalg.eigh(f.A)
+    shapes = []
 
     def steps(estimate):
         def precondition(rows):
@@ -217,15 +217,15 @@ def test_lbfgs_takes_fewer_steps_from_an_estimate_of_the_inverse_hessian(rng):
         assert solution.converged
         return solution.n_iter
 
-    assert steps(inverse) == 1
-    few, many = steps(error @ inverse @ error), steps(np.eye(30))
+    assert steps(vectors / values @ vectors.T) == 1
+    few, many = steps(vectors / values * rng.uniform(0.5, 2.0, size=30) @ vectors.T), steps(np.eye(30))
     assert few < 30
     assert many > 3 * few
     assert {len(shape) for shape in shapes} == {2}
 
 
 def test_lbfgs_goes_on_from_what_is_due(rng):
-    """`due` is asked once a step with the gap and the target; the next step is along what it makes, and nothing else."""
+    """`due` is asked once a step with the gap and the target; the next step is along what it makes alone."""
     f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e4)
     counting, asked, made, seen = counted(f.value_and_grad), [], [], []
 
@@ -255,10 +255,10 @@ def test_lbfgs_goes_on_from_what_is_due(rng):
         assert gap > 0
 
 
-@pytest.mark.parametrize("tol", [1e-3, 1e-6])
+@pytest.mark.parametrize("tol", [1e-2, 1e-4])
 def test_lbfgs_with_the_hessian_is_not_deceived_by_its_pairs(rng, tol):
     """A few pairs of an ill-conditioned problem say that the optimum is near when it is not."""
-    f = Quadratic(NumPyLibrary, rng, "float64", n=60, condition=1e5)
+    f = Quadratic(NumPyLibrary, rng, "float64", n=60, condition=1e4)
     start = np.zeros(60)
 
     def missing(solution):
@@ -270,8 +270,9 @@ def test_lbfgs_with_the_hessian_is_not_deceived_by_its_pairs(rng, tol):
     solution = lbfgs.minimize(f.value_and_grad, start, tol=tol, memory=1, hessian_product=f.hessian_product)
     assert solution.converged
     assert missing(solution) <= tol
-    stopped = lbfgs.minimize(f.value_and_grad, start, tol=tol, memory=1, hessian_product=f.hessian_product, max_iter=10)
-    assert not stopped.converged
+    options = {"memory": 1, "hessian_product": f.hessian_product, "max_iter": deceived.n_iter}
+    stopped = lbfgs.minimize(f.value_and_grad, start, tol=0.0, **options)
+    np.testing.assert_array_equal(stopped.params, deceived.params)
     assert 0.1 <= stopped.estimated_gap / (stopped.objective - f.minimum) <= 10
 
 
@@ -361,8 +362,7 @@ def test_newton_step_does_not_divide_by_what_rounds_to_zero():
     ):
         step, decrease = newton_cg.newton_step(lambda v, A=A: A @ v, grad)
         assert np.isfinite(step).all()
-        assert math.isfinite(decrease)
-        assert decrease >= 0.0
+        assert decrease >= 0.0  # without curvature there may be no end to it
         if A.any() and grad.max() != 1e-200:  # the square of that is zero
             np.testing.assert_allclose(A @ step, -grad, rtol=1e-12)
             assert decrease == pytest.approx(0.5 * grad @ -step)
@@ -503,6 +503,26 @@ def test_descent_at_the_minimum_takes_no_step(xp, method):
         solution = method(Bowl(), Bowl().value_and_grad, x, tol=0.0)
         assert (solution.converged, solution.n_iter, solution.n_evaluations) == (True, 0, 1)
         assert (solution.objective, solution.gradient_norm, solution.estimated_gap) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("outside", [0.0, math.nan])
+def test_descent_where_there_is_no_curvature_is_not_at_the_minimum(method, outside):
+    """Huber's function, linear far out: a decrement of zero, or one that is no number, says nothing there."""
+
+    class Huber:
+        def value_and_grad(self, x):
+            near = np.abs(x) <= 1
+            return np.asarray(1 + np.where(near, x * x / 2, np.abs(x) - 0.5).sum()), np.where(near, x, np.sign(x))
+
+        def hessian_product(self, x):
+            return lambda direction: np.where(np.abs(x) <= 1, direction, outside)
+
+    f = Huber()
+    solution = method(f, f.value_and_grad, np.array([7.0, -30.0]), tol=1e-6, max_iter=100)
+    if solution.converged:
+        assert solution.objective <= 1 + 1e-6
+    else:
+        assert not 0.0 <= solution.estimated_gap < 0.1 * (solution.objective - 1)
 
 
 @pytest.mark.parametrize("max_iter", [0, 1, 5])

@@ -1,0 +1,170 @@
+"""The benchmarks start, and compare what they say they compare; nothing here is timed."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+if not (ROOT / "benchmarks").is_dir():
+    pytest.skip("no benchmarks beside these tests: the package is installed without them", allow_module_level=True)
+sys.path.append(str(ROOT))  # last, so that an installed package is what is tested
+competitors, data, evaluation, fit, measure, objective, report = (
+    pytest.importorskip(f"benchmarks.{name}")
+    for name in ("competitors", "data", "evaluation", "fit", "measure", "objective", "report")
+)
+SLOW_TO_IMPORT = {"jax"}
+EVALUATORS = [entry for entry in competitors.evaluators() if entry.library not in SLOW_TO_IMPORT]
+
+
+def test_command_tells_what_it_can_measure(python, tmp_path):
+    command, environment = python
+    environment["PYTHONPATH"] = os.pathsep.join([environment["PYTHONPATH"], str(ROOT)])
+    done = subprocess.run(
+        [*command, "-m", "benchmarks", "--help"],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in ("eval", "fit", "memory", "sweep"):
+        assert f" {name} " in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["eval", "fit", "memory", "sweep"])
+def test_every_command_tells_its_options(name):
+    runner = pytest.importorskip("typer.testing").CliRunner()
+    from benchmarks.__main__ import app
+
+    shown = runner.invoke(app, [name, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert shown.exit_code == 0
+    assert "--quick" in shown.output
+    assert "--output" in shown.output
+    assert runner.invoke(app, [name, "--nonsense"]).exit_code == 2
+
+
+def test_shapes_are_spelled_as_three_numbers():
+    assert evaluation.Shape.parse("20,3,4") == (20, 3, 4)
+    assert (evaluation.Shape(5, 4, 2).k, evaluation.Shape(5, 4, 3).k) == (1, 3)
+    for text in ("20,3", "20,3,1", "0,3,2", "20,3,4,5", "20,x,4"):
+        with pytest.raises(ValueError, match=r"a shape is N,D,C|invalid literal"):
+            evaluation.Shape.parse(text)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_objective_is_the_oracles(rng, k, monkeypatch):
+    monkeypatch.setattr(objective, "BLOCK_BYTES", 500)  # several blocks
+    X, y = rng.normal(size=(30, 4)), rng.integers(0, max(2, k), size=30)
+    coef, intercept = rng.normal(size=(k, 4)), rng.normal(size=k)
+    loss, grad = objective.value_and_grad(X, y, coef, intercept, 0.2)
+    expected, expected_grad, _ = oracle.linear_sums(coef, intercept, X, y)
+    assert loss == pytest.approx(expected / 30 + 0.1 * (coef**2).sum(), rel=1e-12)
+    np.testing.assert_allclose(grad, expected_grad / 30 + 0.2 * coef, atol=1e-12)
+
+
+@pytest.fixture(params=[("float32", 2), ("float32", 5), ("float64", 2), ("float64", 5)], ids=str)
+def problem(request, rng):
+    dtype, c = request.param
+    X, y = rng.standard_normal((40, 6), dtype=dtype), rng.integers(0, c, size=40)
+    coef = rng.standard_normal((1 if c == 2 else c, 6)).astype(dtype).astype("float64")
+    return competitors.Problem(X, y, coef, c, 1e-2, workers=2)
+
+
+@pytest.mark.parametrize("entry", EVALUATORS, ids=lambda entry: entry.name)
+def test_competitors_compute_the_objective(entry, problem):
+    if competitors.missing(entry.library):
+        pytest.skip(f"{entry.library} is not installed")
+    loss, grad = objective.value_and_grad(problem.X, problem.y, problem.coef, np.zeros(len(problem.coef)), problem.reg)
+    run = entry.prepare(problem)
+    for _ in range(2):  # also when it is called again
+        errors = evaluation._parity(entry, problem, run(), loss, grad)
+        assert max(errors.values()) <= {"float32": 1e-5, "float64": 1e-12}[problem.X.dtype.name]
+    for wrong in ((loss * 1.01, grad), (loss, -grad), (math.nan, grad)):
+        with pytest.raises(SystemExit, match=f"{entry.name} computes another function"):
+            evaluation._parity(entry, problem, run(), *wrong)
+
+
+def test_the_floor_does_the_two_products(problem):
+    assert competitors.two_products(problem)() is None
+
+
+def test_slope_is_the_exponent():
+    sizes = [10, 20, 40]
+    assert measure.slope(sizes, [3e-6 * n**1.7 for n in sizes]) == pytest.approx(1.7)
+
+
+def test_rounds_call_every_case_in_turn(monkeypatch):
+    monkeypatch.setattr(measure, "PAUSE", 0.0)
+    monkeypatch.setattr(measure, "MAX_CALLS", 2)
+    calls, told = [], []
+    cases = {name: lambda name=name: calls.append(name) for name in "ab"}
+    times = measure.interleaved(cases, 3, told.append)
+    assert calls == ["a", "b", *["a", "a", "b", "b"] * 3]  # once each to warm up
+    assert told == ["a", "b"] * 3
+    assert {name: len(seconds) for name, seconds in times.items()} == {"a": 6, "b": 6}
+
+
+@pytest.mark.parametrize("make", ["isotropic", "decaying", "badly_scaled"])
+def test_synthetic_data_have_every_class(rng, make):
+    X, y = getattr(data, make)(rng, 300, 12, 4)
+    assert X.shape == (300, 12)
+    assert np.isfinite(X).all()
+    assert set(y) == set(range(4))
+
+
+def test_data_that_are_not_there_say_how_to_get_them(tmp_path):
+    iris = data.load(data.Name.IRIS, "float32")
+    assert (iris.X.dtype, iris.X.shape, iris.n_classes) == (np.float32, (150, 4), 3)
+    assert iris.strength == pytest.approx(1 / 150)
+    with pytest.raises(data.DataMissingError, match="dataset-fashion-mnist"):
+        data.load(data.Name.FASHION, "float32", tmp_path)
+
+
+def test_fits_are_judged_by_the_objective_at_their_coefficients():
+    iris = data.load(data.Name.IRIS, "float64")
+    model = competitors.ours(iris.C)
+    ours = fit.timed_fit(model, iris, trace=True)
+    assert ours.objective == pytest.approx(model.objective_, rel=1e-12)
+    assert (ours.n_iter, ours.warnings) == (model.n_iter_[0], [])
+    assert ours.trace[-1] == (ours.seconds, ours.objective)
+    assert ours.estimated_gap == model.estimated_gap_
+    theirs = fit.timed_fit(competitors.scikit_learn(iris.C), iris)
+    assert theirs.objective == pytest.approx(ours.objective, rel=1e-3)
+    stopped = fit.timed_fit(competitors.ours(iris.C), iris, trace=True, stop=lambda seconds: True)
+    assert stopped.n_iter == 1
+    assert "ended by the observer" in stopped.warnings[0]
+    few = fit.timed_fit(competitors.scikit_learn(iris.C, 2), iris)
+    assert few.warnings[0].startswith("ConvergenceWarning")
+    assert not fit._ended(few, None, 2)
+    assert fit._ended(theirs, None, competitors.MAX_ITER)
+    assert fit._ended(few, few, 4)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "-"), (math.nan, "-"), (0.0, "0.00"), (1.2345, "1.23"), (12345.6, "12346"), (1e-9, "1.00e-09")],
+)
+def test_numbers_are_short(value, text):
+    assert report.number(value) == text
+
+
+def test_results_are_plain_json(tmp_path, capsys):
+    rows = [
+        {"name": "a", "best_s": np.float64(0.5), "gap": math.nan, "timings_s": [np.float32(1), 2.0], "at": tmp_path}
+    ]
+    report.save("eval", tmp_path / "new", {"dtype": "float32"}, rows=rows)
+    content = json.loads((tmp_path / "new" / "eval.json").read_text())
+    assert content["rows"] == [{"name": "a", "best_s": 0.5, "gap": None, "timings_s": [1.0, 2.0], "at": str(tmp_path)}]
+    assert (content["command"], content["arguments"]) == ("eval", {"dtype": "float32"})
+    assert content["environment"]["cores"] >= 1
+    assert content["environment"]["versions"]["numpy"] == np.__version__

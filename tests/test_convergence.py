@@ -1,0 +1,216 @@
+"""That `tol`, `estimated_gap_` and `converged_` of a fit mean what they say, whatever the data and their units."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import cache
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.preprocessing import StandardScaler
+
+import softmax_xp as sx
+from softmax_xp.kernels import blocked
+
+SOLVERS = ["auto", "newton-cg"]
+LOADERS = {"iris": load_iris, "wine": load_wine, "digits": load_digits, "breast-cancer": load_breast_cancer}
+DATA = [*LOADERS, *(f"{name}, standardised" for name in LOADERS), "synthetic"]
+
+
+@cache
+def load(name):
+    """X in float64 and y."""
+    if name == "synthetic":
+        rng = np.random.default_rng(0)
+        X = rng.normal(size=(500, 30))
+        return X, (X @ rng.normal(size=(30, 6)) + rng.gumbel(size=(500, 6))).argmax(axis=1)
+    X, y = LOADERS[name.partition(",")[0]](return_X_y=True)
+    return (StandardScaler().fit_transform(X) if "," in name else X), y
+
+
+def objective(model, X, y):
+    """By definition, in float64, at the coefficients of a fitted model."""
+    coef = np.asarray(model.coef_, dtype=np.float64)
+    logits = np.asarray(X, dtype=np.float64) @ coef.T + np.asarray(model.intercept_, dtype=np.float64)
+    if len(coef) == 1:
+        logits = np.hstack([np.zeros_like(logits), logits])
+    loss = np.logaddexp.reduce(logits, axis=1) - logits[np.arange(len(X)), np.searchsorted(model.classes_, y)]
+    return loss.mean() + 0.5 / (model.C * len(X)) * (coef**2).sum()
+
+
+@cache
+def minimum(name, dtype="float64"):
+    X, y = load(name)
+    X = X.astype(dtype).astype("float64")
+    return objective(sx.SoftmaxClassifier(solver="newton-cg", tol=1e-14, device="cpu").fit(X, y), X, y)
+
+
+@pytest.mark.parametrize("tol", [1e-2, 1e-4, 1e-6, 1e-8])
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", DATA)
+def test_fits_end_within_tol_of_the_minimum_and_know_how_far_they_are(name, solver, tol):
+    X, y = load(name)
+    ours = sx.SoftmaxClassifier(solver=solver, tol=tol, device="cpu").fit(X, y)
+    value = objective(ours, X, y)
+    assert ours.objective_ == pytest.approx(value, rel=1e-12)
+    true_gap = value - minimum(name)
+    assert true_gap <= tol * value
+    if true_gap > 1e-13 * value:  # or it is rounding
+        assert 1 / 3 <= ours.estimated_gap_ / true_gap <= 3
+    else:
+        assert ours.estimated_gap_ <= tol * value
+
+
+@pytest.mark.parametrize("max_iter", [1, 3, 6])
+@pytest.mark.parametrize("name", ["wine", "digits", "synthetic"])
+def test_max_iter_ends_with_a_warning_that_tells_the_gap(name, max_iter):
+    X, y = load(name)
+    with pytest.warns(ConvergenceWarning) as caught:
+        ours = sx.SoftmaxClassifier(max_iter=max_iter, tol=1e-6, device="cpu").fit(X, y)
+    assert not ours.converged_
+    (message,) = (str(warning.message) for warning in caught)
+    told = re.search(r"the objective is (\S+), an estimated (\S+) \((\S+)% of it\) above its minimum", message)
+    value, gap, share = map(float, told.groups())
+    true_gap = objective(ours, X, y) - minimum(name)
+    assert value == pytest.approx(ours.objective_, rel=1e-5)
+    assert gap == pytest.approx(ours.estimated_gap_, rel=0.06)
+    assert share == pytest.approx(100 * gap / value, abs=0.06, rel=0.06)
+    assert 0.1 <= gap / true_gap <= 10
+    assert f"max_iter={max_iter} steps taken" in message
+    assert f"gradient's norm {ours.gradient_norm_:.1e}" in message
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", ["iris", "wine", "digits", "synthetic"])
+def test_units_of_the_features_do_not_change_the_number_of_steps(name, solver):
+    """X times s, with C divided by its square, is the same problem in other units."""
+    X, y = load(name)
+    model = sx.SoftmaxClassifier(solver=solver, tol=1e-6, device="cpu").fit(X, y)
+    for s in (1e-3, 1e3):
+        scaled = clone(model).set_params(C=s**-2).fit(s * X, y)
+        assert abs(int(scaled.n_iter_[0]) - int(model.n_iter_[0])) <= 0.2 * model.n_iter_[0]
+        assert scaled.objective_ == pytest.approx(model.objective_, rel=1e-6)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", [name for name in DATA if name not in ("digits", "breast-cancer")])
+def test_float32_data_come_to_the_minimum_in_float64_or_say_that_they_do_not(name, solver):
+    X, y = load(name)
+    X = X.astype("float32")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        ours = sx.SoftmaxClassifier(solver=solver, tol=1e-7, device="cpu").fit(X, y)
+    assert ours.coef_.dtype == np.float32
+    best = minimum(name, "float32")
+    if ours.converged_:
+        assert not caught
+        assert objective(ours, X, y) <= best * (1 + 1e-6)
+    else:
+        assert [warning.category for warning in caught] == [ConvergenceWarning]
+        assert ours.estimated_gap_ >= 0.1 * (objective(ours, X, y) - best)
+
+
+def test_float32_data_mostly_come_to_the_minimum():
+    """So that the test before does not pass by excuses."""
+    converged = []
+    for name in DATA:
+        X, y = load(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            converged.append(sx.SoftmaxClassifier(tol=1e-7, device="cpu").fit(X.astype("float32"), y).converged_)
+    assert sum(converged) >= len(DATA) - 1
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_start_from_shifted_coefficients_is_that_from_the_solution(solver):
+    """A shift of all classes changes no probability, and the penalty has only one minimum along it."""
+    X, y = load("wine, standardised")
+    ours = sx.SoftmaxClassifier(solver=solver, tol=1e-6, warm_start=True, device="cpu").fit(X, y)
+    best, n_iter = ours.objective_, ours.n_iter_[0]
+    ours.coef_ = ours.coef_ + 100 * np.random.default_rng(0).normal(size=X.shape[1])
+    ours.intercept_ = ours.intercept_ + 1000.0
+    ours.fit(X, y)
+    assert ours.n_iter_[0] <= 2 < n_iter
+    assert ours.objective_ <= best * (1 + 1e-6)
+    assert abs(ours.coef_.sum(axis=0)).max() < 1e-9
+    assert abs(ours.intercept_.sum()) < 1e-9
+
+
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+@pytest.mark.parametrize("max_memory", [None, 100])
+@pytest.mark.parametrize("solver", [*SOLVERS, "lbfgs"])
+@pytest.mark.parametrize("two", [False, True])
+def test_a_start_far_from_the_solution_is_not_taken_for_it(two, solver, max_memory):
+    """Coefficients in other units: every row is sure, most are wrong, and the Hessian has rounded to the penalty's."""
+    X, y = load("iris")
+    y = (y > 1).astype(int) if two else y
+    model = sx.SoftmaxClassifier(solver=solver, max_memory=max_memory, tol=1e-3, device="cpu").fit(X, y)
+    best = objective(model, X, y)
+    model.set_params(warm_start=True)
+    model.coef_ = -1e6 * model.coef_
+    model.fit(X, y)
+    missing = objective(model, X, y) - best
+    if model.converged_:
+        assert missing <= 1e-3 * best
+    else:
+        assert model.estimated_gap_ >= 0.1 * missing
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "lbfgs"])
+@pytest.mark.parametrize("schedule", ["lanes", "superblocks"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_fits_do_not_depend_on_the_number_of_workers(monkeypatch, solver, schedule, dtype):
+    """Not by a single bit."""
+    monkeypatch.setattr(blocked, "MIN_BLOCK_WORK", 1)
+    monkeypatch.setattr(blocked, "TASK_ROWS", 20)
+    monkeypatch.setattr(blocked, "LANE_BYTES", 0 if schedule == "superblocks" else blocked.LANE_BYTES)
+    X, y = load("digits, standardised")
+    X, y = X[:400].astype(dtype), y[:400]
+    fits = [
+        sx.SoftmaxClassifier(solver=solver, tol=1e-5, workers=workers, device="cpu").fit(X, y)
+        for workers in (1, 2, 3, 3, 3)
+    ]
+    for other in fits[1:]:
+        np.testing.assert_array_equal(other.coef_, fits[0].coef_)
+        np.testing.assert_array_equal(other.intercept_, fits[0].intercept_)
+        assert (other.objective_, other.n_iter_[0]) == (fits[0].objective_, fits[0].n_iter_[0])
+
+
+@pytest.mark.parametrize("call", [1, 30, 300])
+def test_ctrl_c_in_a_task_leaves_a_usable_model(monkeypatch, call):
+    """Whichever thread it comes to light in."""
+    X, y = load("digits, standardised")
+    row_pass, calls = blocked._row_pass, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        row_pass(*args, **kwargs)
+
+    monkeypatch.setattr(blocked, "MIN_BLOCK_WORK", 1)
+    monkeypatch.setattr(blocked, "_row_pass", interrupted)
+    model = sx.SoftmaxClassifier(workers=3, tol=1e-8, device="cpu")
+    if call == 1:  # there is no point yet, with an objective, to stop at
+        with pytest.raises(KeyboardInterrupt):
+            model.fit(X, y)
+        return
+    with pytest.warns(ConvergenceWarning, match="interrupted"):
+        model.fit(X, y)
+    assert not model.converged_
+    assert model.objective_ == pytest.approx(objective(model, X, y))
+    assert model.score(X, y) >= (0.8 if model.n_iter_[0] else 0.05)
+
+
+@pytest.mark.parametrize("solver", [*SOLVERS, "lbfgs"])
+def test_every_library_converges_with_every_solver(xp, solver):
+    X, y = load("wine, standardised")
+    for dtype in xp.float_dtypes:
+        tol = 1e-6 if dtype == "float64" else 1e-4
+        ours = sx.SoftmaxClassifier(solver=solver, tol=tol).fit(xp.asarray(X, dtype), xp.asarray(y))
+        assert ours.converged_
+        assert ours.objective_ <= minimum("wine, standardised") * (1 + tol + (1e-5 if dtype == "float32" else 0))
