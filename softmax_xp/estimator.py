@@ -219,7 +219,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.workers,
             )
             start = self._start(objective, classes)
-            with objective.workspace:
+            # Values that overflow are what the line search comes back from, not news.
+            with objective.workspace, np.errstate(over="ignore", invalid="ignore"):
                 solution = self._solve(objective, start, _printed(self.verbose, observe))
             coef, intercept = objective.split(solution.params)
             if intercept is None:

@@ -38,6 +38,7 @@ RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite 
 SMALLEST = (
     1e-5  # size of a direction of the classes, relative to the largest, that counts: all logits shift alike in one
 )
+NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
 BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
@@ -164,7 +165,7 @@ class Curvature:
         trace = np.concatenate(traces)
         total = float(weight @ trace)
         gram = self._gram(A, weight * trace / total if total > 0.0 else weight)
-        sizes = np.maximum(sizes, SMALLEST * sizes.max())
+        sizes = np.maximum(sizes, max(SMALLEST * sizes.max(), NOTHING))
         return self._product(basis, self._divided(sizes, gram) if gram.ndim == 1 else self._factored(sizes, gram))
 
     def class_blocks(self, params: Array) -> Preconditioner:
@@ -183,7 +184,7 @@ class Curvature:
             mean += to_numpy(xp.sum(wp, axis=0)).astype(np.float64)
             product += to_numpy(wp.T @ p).astype(np.float64)
         sizes, basis = np.linalg.eigh((np.diag(mean) - product) / total)
-        least = SMALLEST * sizes.max()
+        least = max(SMALLEST * sizes.max(), NOTHING)
         drawn = self._drawn(params, basis, np.maximum(sizes, least))
         everywhere = self._gram(*self._sampled_rows())
         inverses = np.empty((n_coef, self.n_columns, self.n_columns))

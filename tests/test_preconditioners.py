@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 import softmax_xp as sx
 from softmax_xp import preconditioners
@@ -168,6 +169,7 @@ def test_kronecker_is_the_inverse_of_the_product_of_the_mean_factors(xp, rng, ca
     p = Problem(xp, rng, X=X, **case)
     params = 0.3 * rng.normal(size=p.dense.n_params)
     params[: p.n_coef * 7] /= np.tile(scale, p.n_coef)
+    params[p.n_coef * 7 :][:1] -= 5.0  # a rare class, whose direction is the smaller by far
     params = params.astype(np.float32).astype(np.float64)
     S, G = p.factors(params)
     expected = p.centred_inverse(p.penalised(np.kron(S, G)))
@@ -226,7 +228,8 @@ def optimum(X, y, C=1.0, dtype="float64"):
     """The objective that SoftmaxClassifier minimises, in float64, and its minimum by scikit-learn."""
     X = X.astype(dtype).astype(np.float64)
     f = LinearObjective(backend_of(X), X, y, len(np.unique(y)), L2(1 / (C * len(X))))
-    best = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=200).fit(X, y)
+    with threadpool_limits(1):  # it is small, and the machine may be busy
+        best = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=200).fit(X, y)
     return f, float(f.value_and_grad(np.concatenate([best.coef_.ravel(), best.intercept_]))[0])
 
 
@@ -278,7 +281,7 @@ def along(p, product, v):
 
 
 @pytest.mark.parametrize("strength", [0.0, 1e-3])
-@pytest.mark.parametrize("c", [2, 3, 40])  # the last are more than rows
+@pytest.mark.parametrize("c", [2, 3, 12])  # the last are more than most have rows
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_products_are_finite_and_positive_whatever_the_features(xp, rng, name, c, strength):
     p, points = degenerate(xp, rng, name, c, strength)
@@ -289,7 +292,7 @@ def test_products_are_finite_and_positive_whatever_the_features(xp, rng, name, c
 
 
 @pytest.mark.parametrize("strength", [0.0, 1e-3])
-@pytest.mark.parametrize("c", [2, 3, 40])
+@pytest.mark.parametrize("c", [2, 3, 12])
 @pytest.mark.parametrize("name", DEGENERATE)
 def test_products_with_gradients_are_descent_directions_whatever_the_features(xp, rng, name, c, strength):
     """A gradient has no part where there is no curvature, and what is left of it there must not outweigh the rest."""
@@ -308,7 +311,8 @@ def test_products_are_finite_where_the_model_is_sure_of_every_row(xp, rng, c, ma
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     p = Problem(xp, rng, X=np.sign(rng.normal(size=(300, 1))) + 0.01 * rng.normal(size=(300, 3)), c=c)
     params = np.zeros(p.dense.n_params)
-    params[:1] = 1e4
+    params[:1] = 1e4  # the logit of the one class grows with the first feature
+    params[3:4] = -1e4 if c == 3 else 0.0  # that of another falls
     assert p.class_hessians(params).max() == 0
     curvature, params = p.curvature(max_bytes), p.params(params)
     for product in (curvature.kronecker(params), curvature.class_blocks(params), curvature.first(params)):

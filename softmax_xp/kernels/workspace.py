@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -104,15 +105,30 @@ class _BlasOnOneThread(AbstractContextManager[None]):
         with self._lock:
             self._inside += 1
             if self._inside == 1:
-                if self._controller is None:
-                    self._controller = ThreadpoolController().select(user_api="blas")
+                self._controller = _blas("scipy.linalg" in sys.modules)
+                self._let_go()
                 self._limiter = self._controller.limit(limits=1)
+                self._let_go()
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:
+                self._let_go()
                 self._limiter.restore_original_limits()
+                self._let_go()
+
+    def _let_go(self) -> None:
+        """Let any thread set the number: threadpoolctl gives it to the first that does, and ignores the others."""
+        for library in self._controller.lib_controllers if self._controller else ():
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
+
+
+@cache
+def _blas(with_scipy: bool) -> ThreadpoolController:
+    """Return what controls the BLAS libraries that are loaded: SciPy brings its own."""
+    return ThreadpoolController().select(user_api="blas")
 
 
 BLAS_ON_ONE_THREAD = _BlasOnOneThread()

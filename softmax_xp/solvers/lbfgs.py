@@ -72,6 +72,9 @@ class _LBFGS:
             return self.direction(point, target)
         if gap <= target and self.hessian_product is not None and decrement > 0.0:
             newton, sure = self._newton(self.hessian_product, point)
+            if math.isinf(sure):
+                self._gap = sure
+                return direction, sure, 1.0
             self.understated = max(1.0, sure / decrement)
             self._gap = gap = sure
             if sure > target:

@@ -17,6 +17,7 @@ from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
+SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
 MAX_PRODUCTS = 100  # for one step
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
 
@@ -49,7 +50,7 @@ def newton_step(
     step : array of shape (n,)
     decrease : float
         What the iterations have brought, a bound from below, and what as many halves again would bring if each went
-        on to bring the same share of the one before.
+        on to bring the same share of the one before. Infinite, with the step -g, where H has no curvature along it.
     """
     xp = namespace(grad=grad)
 
@@ -63,7 +64,7 @@ def newton_step(
     for _ in range(max_products):
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
-        if not (curvature > 0.0 and size > 0.0 and math.isfinite(size / curvature)):  # what is left is rounding
+        if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):  # what is left is rounding
             break
         length = size / curvature
         decreases.append(0.5 * length * size)
@@ -74,6 +75,8 @@ def newton_step(
         z = preconditioned(residual)
         rz, before = dot(xp, residual, z), rz
         direction = z + xp.astype(rz / before, grad.dtype) * direction
+    if not decreases and bool(xp.any(grad != 0.0)):  # no curvature to go by: the optimum may be anywhere
+        return -grad, math.inf
     first, second = _halves(decreases)
     share = min(0.9, second / first) if first > 0.0 else 0.0
     return step, first + second + second * share / (1.0 - share)
