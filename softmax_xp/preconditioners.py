@@ -34,7 +34,8 @@ Preconditioner: TypeAlias = Callable[[Array], Array]
 
 MIN_ROWS = 2048  # sampled rows: at least this many, and so many for each feature
 ROWS_PER_FEATURE = 8
-RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other
+RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other;
+#                more for float32, whose gradients are not quite zero where there is no curvature
 SMALLEST = (
     1e-5  # size of a direction of the classes, relative to the largest, that counts: all logits shift alike in one
 )
@@ -74,6 +75,7 @@ class Curvature:
         n_rows, n_features = objective.X.shape
         self.n_columns = n_features + objective.fit_intercept
         self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
+        self._ridge = max(RIDGE, 8.0 * float(objective.backend.xp.finfo(objective.X.dtype).eps))
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
@@ -190,7 +192,7 @@ class Curvature:
         inverses = np.empty((n_coef, self.n_columns, self.n_columns))
 
         def invert(k: int) -> None:
-            ridge = RIDGE * sizes[k] if sizes[k] > least else least
+            ridge = self._ridge * sizes[k] if sizes[k] > least else least
             inverses[k] = self._inverse(self._gram(objective.X, *drawn[k]) + ridge * everywhere)
 
         objective.workspace.map(invert, range(n_coef))
@@ -291,7 +293,7 @@ class Curvature:
     def _inverse(self, gram: np.ndarray) -> np.ndarray:
         """Return the inverse of a positive semidefinite matrix with the penalty, and a ridge, on its diagonal."""
         penalty, scale = self._scaled(gram)
-        factor = _cholesky((gram + np.diag(penalty)) / scale / scale[:, None])
+        factor = _cholesky((gram + np.diag(penalty)) / scale / scale[:, None], self._ridge)
         inverse: np.ndarray = lapack.dpotri(factor, lower=1)[0]
         inverse = np.tril(inverse) + np.tril(inverse, -1).T
         inverse /= scale * scale[:, None]
@@ -324,7 +326,7 @@ class Curvature:
         """Return the division by the diagonal of diag(sizes) (x) gram, the latter given as a diagonal, and penalty."""
         penalty, scale = self._scaled(gram)
         diagonal = sizes[:, None] * gram + penalty
-        inverse = self._wide(1.0 / np.maximum(diagonal, RIDGE * sizes.max() * scale**2))
+        inverse = self._wide(1.0 / np.maximum(diagonal, self._ridge * sizes.max() * scale**2))
         return lambda rows: rows * inverse
 
     def _factored(self, sizes: np.ndarray, gram: np.ndarray) -> Callable[[Array], Array]:
@@ -336,7 +338,7 @@ class Curvature:
         largest = float(sizes.max())
         penalty, scale = self._scaled(gram * largest)
         penalty, scale = penalty / scale**2 * largest, scale / math.sqrt(largest)
-        L = _cholesky((gram / scale / scale[:, None]) + np.diag(penalty / largest))
+        L = _cholesky((gram / scale / scale[:, None]) + np.diag(penalty / largest), self._ridge)
         half = solve_triangular(L, np.diag(np.sqrt(penalty)), lower=True)
         v, V = np.linalg.eigh(half @ half.T)
         U = self._wide(solve_triangular(L, V, lower=True, trans="T") / scale[:, None])
@@ -377,9 +379,8 @@ class Curvature:
         return product
 
 
-def _cholesky(matrix: np.ndarray) -> np.ndarray:
-    """Return the lower Cholesky factor of a matrix with a unit diagonal, and as much of a ridge as that takes."""
-    ridge = RIDGE
+def _cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
+    """Return the lower Cholesky factor of a matrix with a unit diagonal and a ridge, or as much of one as it takes."""
     while True:
         factor, failed = lapack.dpotrf(matrix + ridge * np.eye(len(matrix)), lower=1, clean=1)
         if not failed:

@@ -57,7 +57,9 @@ class _LBFGS:
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         xp = namespace(grad=point.grad)
         direction = -self._product(point.grad[None, :])[0, :]
-        decrement = max(0.0, -0.5 * float(dot(xp, direction, point.grad)))
+        decrement = -0.5 * float(dot(xp, direction, point.grad))
+        if decrement < 0.0:  # rounding has made of the estimate what it must not be
+            return direction, math.inf, 1.0
         self._recent.append((point.value, decrement))
         value, expected = self._recent[0]  # what has been gained since then was missing then
         gap = self._gap = decrement * max(self.understated, (value - point.value) / expected if expected > 0.0 else 1.0)
