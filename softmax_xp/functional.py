@@ -238,7 +238,9 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None =
             loss, grad = xp.zeros((), dtype=dtype, device=backend.device), xp.zeros_like(W)
         else:
             loss, grad, _ = backend.kernels(dtype).linear_sums(W.T, None, X, y, workspace=workspace)
-            loss, grad = loss / X.shape[0], grad.T / X.shape[0]
+            loss = loss / X.shape[0]
+            grad /= X.shape[0]  # a new array
+            grad = grad.T
         if not math.isfinite(float(detached(loss))):
             check_finite(xp, X, "X")  # after the fact: a pass over X that is free as long as all is well
             raise ValueError(

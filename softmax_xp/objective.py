@@ -113,7 +113,9 @@ class LinearObjective:
     def _mean(self, params: Array, sums: tuple[Array, Array | None], total: float, of_penalty: Array) -> Array:
         """Return sums for coef and intercept, divided by `total`, with the penalty's part, like `params`."""
         xp = self.backend.xp
-        coef = xp.astype(sums[0], params.dtype, copy=False) / total + of_penalty
+        coef = xp.astype(sums[0], params.dtype, copy=False)  # a new array, so that it may be changed in place
+        coef /= total
+        coef += of_penalty
         coef = xp.reshape(coef, (-1,))
         if sums[1] is None:
             return coef
