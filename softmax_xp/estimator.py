@@ -514,37 +514,30 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return xp.concat(parts)
 
     def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
+        if self.solver not in ("auto", "lbfgs", "newton-cg"):
+            optimizer = self.solver
+            if isinstance(optimizer, str):
+                optimizer = stochastic.default_optimizer(optimizer, objective, self.max_iter)
+            rng = np.random.default_rng(self.random_state)
+            return stochastic.minimize(
+                objective, start, optimizer, tol=self.tol, max_epochs=self.max_iter, rng=rng, observe=observe
+            )
         common: dict[str, Any] = {
             "tol": self.tol,
             "max_iter": self.max_iter,
             "noise": objective.rounding_error,
             "observe": observe,
+            "hessian_product": objective.hessian_product,
         }
         budget = self._max_memory(objective.X)
         curvature = Curvature(objective, budget // 2)
         if self.solver == "newton-cg":
-            return newton_cg.minimize(
-                objective.value_and_grad, start, objective.hessian_product, precondition=curvature.at, **common
-            )
-        if self.solver in ("auto", "lbfgs"):
-            known = curvature if self.solver == "auto" else None
-            pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
-            return lbfgs.minimize(
-                objective.value_and_grad,
-                start,
-                memory=max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes)),
-                precondition=None if known is None else known.first(start),
-                hessian_product=objective.hessian_product,
-                due=None if known is None else known.due,
-                **common,
-            )
-        optimizer = self.solver
-        if isinstance(optimizer, str):
-            optimizer = stochastic.default_optimizer(optimizer, objective, self.max_iter)
-        rng = np.random.default_rng(self.random_state)
-        return stochastic.minimize(
-            objective, start, optimizer, tol=self.tol, max_epochs=self.max_iter, rng=rng, observe=observe
-        )
+            return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
+        if self.solver == "auto":
+            common |= {"precondition": curvature.first(start), "due": curvature.due}
+        pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
+        memory = max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes))
+        return lbfgs.minimize(objective.value_and_grad, start, memory=memory, **common)
 
     def _max_memory(self, X: Array) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""

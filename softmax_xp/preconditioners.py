@@ -36,9 +36,7 @@ MIN_ROWS = 2048  # sampled rows: at least this many, and so many for each featur
 ROWS_PER_FEATURE = 8
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other;
 #                more for float32, whose gradients are not quite zero where there is no curvature
-SMALLEST = (
-    1e-5  # size of a direction of the classes, relative to the largest, that counts: all logits shift alike in one
-)
+SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
 BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
 

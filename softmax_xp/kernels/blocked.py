@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import TypeAlias
 
 import numpy as np
 
@@ -29,6 +30,11 @@ SUPERBLOCK_BYTES = 8 << 20
 MIN_SUPERBLOCK_ROWS = 512
 TASK_ROWS = 256
 PASS_BYTES = 1 << 20  # of logits, that stay in the second-level cache from one step of the row pass to the next
+
+
+Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
+# Takes the logits (m, C) of each map, their rows, and where to write the losses of these.
+RowPass: TypeAlias = Callable[[list[np.ndarray], slice, np.ndarray], None]
 
 
 def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -126,9 +132,9 @@ def linear_hessian_product(
 
 
 def _sums(
-    maps: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    maps: Sequence[Map],
     X: np.ndarray,
-    row_pass: Callable[[list[np.ndarray], slice, np.ndarray], None],
+    row_pass: RowPass,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return the sum of the losses, and the product with X, of what `row_pass` makes of the logits of `maps`.
@@ -146,9 +152,9 @@ def _sums(
 
 
 def _sums_by_lanes(
-    maps: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    maps: Sequence[Map],
     X: np.ndarray,
-    row_pass: Callable[[list[np.ndarray], slice, np.ndarray], None],
+    row_pass: RowPass,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Few coefficients: each task does both products of its rows while these are in cache, into sums of its own."""
@@ -194,9 +200,9 @@ def _sums_by_lanes(
 
 
 def _sums_by_superblocks(
-    maps: Sequence[tuple[np.ndarray, np.ndarray | None]],
+    maps: Sequence[Map],
     X: np.ndarray,
-    row_pass: Callable[[list[np.ndarray], slice, np.ndarray], None],
+    row_pass: RowPass,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Many coefficients: the tasks share out the rows of a block, and then the classes (or features) of its product.

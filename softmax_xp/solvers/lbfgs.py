@@ -52,6 +52,7 @@ class _LBFGS:
         self.understated = 1.0  # the ratio of the gap by conjugate gradients to that by the pairs
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT + 1)  # values, and gaps by the pairs
         self._gap = math.inf
+        self._checked: Point | None = None  # where conjugate gradients have found it
         self._stepped = False
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
@@ -73,14 +74,13 @@ class _LBFGS:
             self._recent.clear()
             return self.direction(point, target)
         if gap <= target and self.hessian_product is not None and decrement > 0.0:
-            newton, sure = self._newton(self.hessian_product, point)
-            if math.isinf(sure):
-                self._gap = sure
-                return direction, sure, 1.0
-            self.understated = max(1.0, sure / decrement)
-            self._gap = gap = sure
-            if sure > target:
-                return newton, sure, 1.0
+            newton, gap = self._newton(self.hessian_product, point)
+            self._gap, self._checked = gap, point
+            if math.isinf(gap):
+                return direction, gap, 1.0
+            self.understated = max(1.0, gap / decrement)
+            if gap > target:
+                return newton, gap, 1.0
         return direction, gap, 1.0 if self.pairs or self.precondition else None
 
     def stepped(self, before: Point, after: Point) -> None:
@@ -97,7 +97,7 @@ class _LBFGS:
         return had
 
     def gap(self, point: Point) -> float:
-        if self.hessian_product is None:
+        if self.hessian_product is None or point is self._checked:
             return self._gap
         return self._newton(self.hessian_product, point)[1]
 
