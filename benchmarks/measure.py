@@ -19,10 +19,11 @@ from threadpoolctl import threadpool_info
 import softmax_xp
 
 PACKAGES = ("numpy", "scipy", "scikit-learn", "scikit-learn-intelex", "torch", "jax", "jaxlib")
+SETTINGS = re.compile(r"(OPENBLAS|OMP|MKL|BLIS|XLA)_")  # variables that choose the threads and kernels of libraries
 LOAD_AT_START = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 # The threads of OpenBLAS and OpenMP spin for up to 0.1 s after their work, and would do so on the next one's cores.
 PAUSE = 0.2
-MIN_SECONDS = 0.05  # that a turn lasts, unless MAX_CALLS fill it
+MIN_SECONDS = 0.25  # that a turn lasts, unless MAX_CALLS fill it
 MAX_CALLS = 100
 
 
@@ -41,8 +42,9 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Return the seconds of every call of every case, taken in rounds so that all see the same noise.
 
-    Each case is called once to warm up. In a round each in turn is called until MIN_SECONDS or MAX_CALLS are full.
-    `step` is told the name of each case before its turn.
+    Each case is called once to warm up. In a round each in turn is called once more, which wakes its threads as the
+    calls before it do in a solve, and then timed until MIN_SECONDS or MAX_CALLS are full. `step` is told the name of
+    each case before its turn.
     """
     times: dict[str, list[float]] = {name: [] for name in cases}
     for call in cases.values():
@@ -51,6 +53,7 @@ def interleaved(
         for name, call in cases.items():
             step(name)
             settle()
+            call()
             taken: list[float] = []
             while sum(taken) < MIN_SECONDS and len(taken) < MAX_CALLS:
                 start = time.perf_counter()
@@ -71,6 +74,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
         "cores": cores(),
+        "settings": {name: value for name, value in sorted(os.environ.items()) if SETTINGS.match(name)},
         "system": platform.platform(),
         "load_at_start": LOAD_AT_START,
         "python": platform.python_version(),

@@ -31,6 +31,8 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.backend import Backend, backend_of
 from softmax_xp.kernels.workspace import Workspace
+from softmax_xp.objective import penalised_mean
+from softmax_xp.penalties import L2
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -235,21 +237,18 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None =
         if W.shape[1] == 1:
             # One column is one class, certain whatever its logit; `linear_sums` would read it as two classes.
             check_finite(xp, X, "X")
-            loss, grad = xp.zeros((), dtype=dtype, device=backend.device), xp.zeros_like(W)
+            loss, grad = L2(reg).value(W), L2(reg).grad(W)
         else:
-            loss, grad, _ = backend.kernels(dtype).linear_sums(W.T, None, X, y, workspace=workspace)
-            loss = loss / X.shape[0]
-            grad /= X.shape[0]  # a new array
-            grad = grad.T
+            sums = backend.kernels(dtype).linear_sums(W.T, None, X, y, workspace=workspace)
+            loss, grad = penalised_mean(sums, X.shape[0], W.T, L2(reg), workspace)
+            grad = xp.reshape(grad, (W.shape[1], W.shape[0])).T
         if not math.isfinite(float(detached(loss))):
             check_finite(xp, X, "X")  # after the fact: a pass over X that is free as long as all is well
             raise ValueError(
                 f"`X` and `W` must have a product that {dtype_name(dtype)} can hold, got an overflow; "
                 f"scale the features, or pass float64."
             )
-        wide = xp.astype(W, accumulation_dtype(xp, backend.device), copy=False)
-        loss = loss + 0.5 * reg * xp.sum(wide * wide)
-        return xp.astype(loss, out), xp.astype(grad + reg * W, out, copy=False)
+        return xp.astype(loss, out), xp.astype(grad, out, copy=False)
 
 
 def _checked_logits(logits: Array, axis: int) -> tuple[Backend, int]:

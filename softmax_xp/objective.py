@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from softmax_xp._arrays import Array, accumulation_dtype, is_numpy
+from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, device_of, is_numpy, namespace, row_blocks
 from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
@@ -94,12 +94,13 @@ class LinearObjective:
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:
         """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""
         kernels = self.backend.kernels(self.X.dtype)
+        of_penalty = self.penalty.hessian_product
         at = self.split(params)
 
         def product(direction: Array) -> Array:
             along = self.split(direction)
             sums = kernels.linear_hessian_product(*at, self.X, *along, self.sample_weight, self.workspace)
-            return self._mean(params, sums, self.total_weight, self.penalty.hessian_product(along[0]))
+            return _mean(sums, self.total_weight, direction, lambda rows: of_penalty(along[0][rows, :]), self.workspace)
 
         return product
 
@@ -107,16 +108,57 @@ class LinearObjective:
         coef, intercept = self.split(params)
         kernels = self.backend.kernels(X.dtype)
         sums = kernels.linear_sums(coef, intercept, X, targets, weight, workspace=self.workspace)
-        value = sums[0] / total + self.penalty.value(coef)
-        return value, self._mean(params, sums[1:], total, self.penalty.grad(coef))
+        return penalised_mean(sums, total, coef, self.penalty, self.workspace)
 
-    def _mean(self, params: Array, sums: tuple[Array, Array | None], total: float, of_penalty: Array) -> Array:
-        """Return sums for coef and intercept, divided by `total`, with the penalty's part, like `params`."""
-        xp = self.backend.xp
-        coef = xp.astype(sums[0], params.dtype, copy=False)  # a new array, so that it may be changed in place
-        coef /= total
-        coef += of_penalty
-        coef = xp.reshape(coef, (-1,))
-        if sums[1] is None:
-            return coef
-        return xp.concat([coef, xp.astype(sums[1], params.dtype, copy=False) / total])
+
+def penalised_mean(
+    sums: tuple[Array, Array, Array | None], total: float, coef: Array, penalty: L2, workspace: Workspace
+) -> tuple[Array, Array]:
+    """Return the mean loss with the penalty, and its gradient as one flat vector in the dtype of `coef`.
+
+    Parameters
+    ----------
+    sums : loss (), and its gradient in coef (K, n_features) and intercept (K,), or None for the latter
+        Sums over the rows.
+    total : float
+        What they are divided by.
+    coef : array of shape (K, n_features)
+    penalty : L2
+    workspace : Workspace
+    """
+    values: dict[int, Array] = {}
+
+    def of_penalty(rows: slice) -> Array:
+        values[rows.start] = penalty.value(coef[rows, :])
+        return penalty.grad(coef[rows, :])
+
+    grad = _mean(sums[1:], total, coef, of_penalty, workspace)
+    return sums[0] / total + sum(values[start] for start in sorted(values)), grad
+
+
+def _mean(
+    sums: tuple[Array, Array | None],
+    total: float,
+    like: Array,
+    of_penalty: Callable[[slice], Array],
+    workspace: Workspace,
+) -> Array:
+    """Return sums for coef and intercept, divided by `total`, with the penalty's part, as a flat vector like `like`.
+
+    In blocks of classes, of which all that is formed stays in cache: where coef is large every pass through memory
+    takes a share of the time.
+    """
+    coef, intercept = sums
+    xp, device = namespace(like=like), device_of(like)
+    n_coef, n_features = coef.shape
+    size = n_coef * n_features
+    mean = xp.empty(size + (0 if intercept is None else n_coef), dtype=like.dtype, device=device)
+
+    def finish(rows: slice) -> None:
+        part = xp.astype(coef[rows, :], like.dtype, copy=False) / total + of_penalty(rows)
+        mean[rows.start * n_features : rows.stop * n_features] = xp.reshape(part, (-1,))
+
+    workspace.map(finish, row_blocks(n_coef, 64 * n_features, block_bytes(device)))
+    if intercept is not None:
+        mean[size:] = xp.astype(intercept, like.dtype, copy=False) / total
+    return mean

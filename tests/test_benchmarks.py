@@ -109,7 +109,7 @@ def test_rounds_call_every_case_in_turn(monkeypatch):
     calls, told = [], []
     cases = {name: lambda name=name: calls.append(name) for name in "ab"}
     times = measure.interleaved(cases, 3, told.append)
-    assert calls == ["a", "b", *["a", "a", "b", "b"] * 3]  # once each to warm up
+    assert calls == ["a", "b", *["a", "a", "a", "b", "b", "b"] * 3]  # once each to warm up, and once in each turn
     assert told == ["a", "b"] * 3
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 6, "b": 6}
 

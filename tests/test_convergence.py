@@ -166,7 +166,8 @@ def test_a_start_far_from_the_solution_is_not_taken_for_it(two, solver, max_memo
 def test_fits_do_not_depend_on_the_number_of_workers(monkeypatch, solver, schedule, dtype):
     """Not by a single bit."""
     monkeypatch.setattr(blocked, "MIN_BLOCK_WORK", 1)
-    monkeypatch.setattr(blocked, "TASK_ROWS", 20)
+    monkeypatch.setattr(blocked, "TILE_ROWS", 20)
+    monkeypatch.setattr(blocked, "TASK_BYTES", 1000)
     monkeypatch.setattr(blocked, "LANE_BYTES", 0 if schedule == "superblocks" else blocked.LANE_BYTES)
     X, y = load("digits, standardised")
     X, y = X[:400].astype(dtype), y[:400]

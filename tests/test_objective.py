@@ -308,16 +308,21 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(blocked, "MIN_BLOCK_ROWS", 3)
 
 
-# The two ways to share out an evaluation, on small problems: lanes of two and three blocks of three rows, and
-# superblocks of 25 rows, of tasks of 20, of passes of 16; the last of each is shorter.
+# The ways to share out an evaluation, on small problems: lanes of two and three blocks of three rows, with logits
+# class-major and row-major, and superblocks of 25 rows, of tiles of 20 rows and 3 classes, passed over row by row; the
+# last of each is shorter.
+LANES = {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "MIN_BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5}
 SCHEDULES = {
-    "lanes": {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "MIN_BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5},
+    "lanes": LANES,
+    "lanes, row-major": {**LANES, "MAX_CLASS_MAJOR": 0},
     "superblocks": {
         "LANE_BYTES": 0,
         "SUPERBLOCK_BYTES": 1,
         "MIN_SUPERBLOCK_ROWS": 25,
-        "TASK_ROWS": 20,
-        "PASS_BYTES": 1,
+        "SUPERBLOCK_ROWS_PER_FEATURE": 0,
+        "TILE_ROWS": 20,
+        "TILE_CLASSES": 3,
+        "TASK_BYTES": 1,
     },
 }
 

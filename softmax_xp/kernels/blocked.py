@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise, product
 from typing import TypeAlias
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from softmax_xp._arrays import row_blocks
 from softmax_xp.kernels.workspace import Workspace
@@ -22,14 +24,21 @@ from softmax_xp.kernels.workspace import Workspace
 BLOCK_BYTES = 4 << 20
 MIN_BLOCK_ROWS = 256
 MIN_BLOCK_WORK = 1 << 20  # multiplications, so that handing a block to a thread costs little of its time
-# Sums of their own, for tasks of few coefficients: enough tasks for any machine, and few megabytes.
+ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned addresses
+# Sums of their own, for tasks of few coefficients: enough tasks for any machine, in little memory.
 MIN_LANES, MAX_LANES = 16, 64
-LANE_BYTES = 8 << 20
-# With many coefficients each block costs a pass over the gradient, so that it must have rows enough to pay for it.
-SUPERBLOCK_BYTES = 8 << 20
+LANE_BYTES = 32 << 20
+FLOAT32_COLUMNS = 4  # that OpenBLAS multiplies at a time; 12 classes take less time than 10
+# With many coefficients each block costs a pass over the gradient, so that it must have rows enough to pay for it. A
+# product is cut into tiles, each of which BLAS packs anew: smaller ones lose to that, larger ones are too few.
+SUPERBLOCK_BYTES = 16 << 20
 MIN_SUPERBLOCK_ROWS = 512
-TASK_ROWS = 256
-PASS_BYTES = 1 << 20  # of logits, that stay in the second-level cache from one step of the row pass to the next
+SUPERBLOCK_ROWS_PER_FEATURE = 2
+TILE_ROWS, TILE_CLASSES = 512, 1024
+TASK_BYTES = 512 << 10  # of logits in one task of the row pass: they stay in the second-level cache
+# Up to so many classes, logits are class-major: NumPy then goes over them in long loops, one class at a time. Above,
+# a row is long enough, and its sum, which NumPy forms pairwise along contiguous memory, is the better for it.
+MAX_CLASS_MAJOR = 1024
 
 
 Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
@@ -101,7 +110,12 @@ def linear_sums(
         return loss, np.concatenate([-grad, grad]), None if slope is None else np.concatenate([-slope, slope])
 
     def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> None:
-        _row_pass(logits[0], targets[rows], _of(weight, rows), smoothing, losses, grad=True)
+        (z,) = logits
+        if z.shape[1] == 1:
+            _logistic_pass(z[:, 0], targets[rows], _of(weight, rows), smoothing, losses)
+        else:
+            z -= z.max(axis=1, keepdims=True)
+            _row_pass(z, targets[rows], _of(weight, rows), smoothing, losses, grad=True)
 
     return _sums([(coef, intercept)], X, row_pass, workspace or Workspace())
 
@@ -119,9 +133,14 @@ def linear_hessian_product(
 
     def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> None:
         p, u = logits
-        np.exp(p, out=p)
-        p /= p.sum(axis=1, keepdims=True)
-        u -= np.einsum("ij,ij->i", p, u)[:, None]
+        if p.shape[1] == 1:  # p (1 - p) u
+            np.exp(-np.abs(p), out=p)
+            p /= (1.0 + p) ** 2
+        else:
+            p -= p.max(axis=1, keepdims=True)
+            np.exp(p, out=p)
+            p /= p.sum(axis=1, keepdims=True)
+            u -= np.einsum("ij,ij->i", p, u)[:, None]
         p *= u
         if weight is not None:
             p *= weight[rows, None]
@@ -139,16 +158,17 @@ def _sums(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return the sum of the losses, and the product with X, of what `row_pass` makes of the logits of `maps`.
 
-    `row_pass` gets the logits of each map, (m, C), those of the first shifted to a maximum of 0 in each row; it
-    writes the losses of the rows, and turns the first logits into what X is to be multiplied with, and what is summed
-    for the intercept where there is one. The blocks and the order in which they are added depend on the shapes alone,
-    and so does every bit of the result.
+    `row_pass` gets the logits of each map, (m, C), one column for two classes; it writes the losses of the rows, and
+    turns the first logits into what X is to be multiplied with, and what is summed for the intercept where there is
+    one. The blocks and the order in which they are added depend on the shapes alone, and so does every bit of the
+    result.
     """
-    maps = [(np.asarray(c, dtype=X.dtype), None if b is None else np.asarray(b, dtype=X.dtype)) for c, b in maps]
-    n_coef, n_features = maps[0][0].shape
-    if n_coef * n_features * X.itemsize * MIN_LANES <= LANE_BYTES:
-        return _sums_by_lanes(maps, X, row_pass, workspace)
-    return _sums_by_superblocks(maps, X, row_pass, workspace)
+    few = maps[0][0].size * X.itemsize * MIN_LANES <= LANE_BYTES
+    maps = [
+        (_cast(coef, f"coef {i}", X.dtype, workspace), None if b is None else np.asarray(b, dtype=X.dtype))
+        for i, (coef, b) in enumerate(maps)
+    ]
+    return (_sums_by_lanes if few else _sums_by_superblocks)(maps, X, row_pass, workspace)
 
 
 def _sums_by_lanes(
@@ -160,43 +180,53 @@ def _sums_by_lanes(
     """Few coefficients: each task does both products of its rows while these are in cache, into sums of its own."""
     n_rows, n_features = X.shape
     n_coef = maps[0][0].shape[0]
-    first = 1 if n_coef == 1 else 0  # with one row of coefficients, class 0 has the logit 0
-    row_bytes = (n_features + len(maps) * (n_coef + first)) * X.itemsize
+    # Rows of zeros, whose products are zero, where they make the multiplication of all rows faster.
+    height = n_coef + (-n_coef % FLOAT32_COLUMNS if n_coef > 1 and X.itemsize == 4 else 0)
+    padded = [np.concatenate([coef, np.zeros((height - n_coef, n_features), X.dtype)]) for coef, _ in maps]
+    row_bytes = (n_features + len(maps) * n_coef) * X.itemsize
     step = min(max(BLOCK_BYTES // row_bytes, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
     step = max(step, MIN_BLOCK_WORK // (n_features * n_coef), 1)
-    step += -step % 64 if step > 64 else 0
-    blocks = [slice(start, min(start + step, n_rows)) for start in range(0, n_rows, step)]
-    n_lanes = min(len(blocks), MAX_LANES, LANE_BYTES // (n_coef * n_features * X.itemsize))
+    n_lanes = min(-(-n_rows // step), MAX_LANES, LANE_BYTES // (n_coef * n_features * X.itemsize))
+    blocks = _parts(n_rows, -(-n_rows // (step * n_lanes)) * n_lanes, ROUND if step > ROUND else 1)
+    n_lanes = min(n_lanes, len(blocks))
     loss = np.zeros(n_lanes)
-    grad_coef = workspace.buffer("grad_coef", (n_lanes, n_coef, n_features), X.dtype, shared=True)
+    grad_coef = workspace.buffer("grad_coef", (n_lanes, height, n_features), X.dtype, shared=True)
     grad_intercept = None if maps[0][1] is None else np.zeros((n_lanes, n_coef), dtype=X.dtype)
 
     def lane(k: int) -> None:
-        own = blocks[len(blocks) * k // n_lanes : len(blocks) * (k + 1) // n_lanes]
+        own = blocks[k::n_lanes]
         for rows in own:
             X_block = X[rows]
             losses = workspace.buffer("losses", (len(X_block),), X.dtype)
-            logits = []
-            for i, (coef, intercept) in enumerate(maps):
-                z = workspace.buffer(f"logits {i}", (n_coef + first, len(X_block)), X.dtype)  # (C, m): class-major
-                z[:first] = 0
-                np.matmul(coef, X_block.T, out=z[first:])
+            products = []
+            for i, coef in enumerate(padded):
+                if n_coef <= MAX_CLASS_MAJOR:
+                    z = workspace.buffer(f"logits {i}", (height, len(X_block)), X.dtype).T
+                else:
+                    z = workspace.buffer(f"logits {i}", (len(X_block), height), X.dtype)
+                products.append(np.matmul(X_block, coef.T, out=z))
+            logits = [z[:, :n_coef] for z in products]
+            for z, (_, intercept) in zip(logits, maps, strict=True):
                 if intercept is not None:
-                    z[first:] += intercept[:, None]
-                logits.append(z.T)
-            z = logits[0].T
-            z -= z.max(axis=0)
+                    z += intercept
             row_pass(logits, rows, losses)
             loss[k] += losses.sum(dtype=np.float64)
-            product = grad_coef[k] if rows is own[0] else workspace.buffer("product", grad_coef[k].shape, X.dtype)
-            np.matmul(z[first:], X_block, out=product)
-            if rows is not own[0]:
-                grad_coef[k] += product
             if grad_intercept is not None:
-                grad_intercept[k] += z[first:].sum(axis=1)
+                grad_intercept[k] += logits[0].sum(axis=0)
+            if rows is own[0]:
+                np.matmul(products[0].T, X_block, out=grad_coef[k])
+            else:
+                product = workspace.buffer("product", (height, n_features), X.dtype)
+                grad_coef[k] += np.matmul(products[0].T, X_block, out=product)
 
     workspace.map(lane, range(n_lanes))
-    return loss.sum(), grad_coef.sum(axis=0), None if grad_intercept is None else grad_intercept.sum(axis=0)
+    total = np.empty((n_coef, n_features), dtype=X.dtype)
+
+    def add_lanes(part: slice) -> None:
+        grad_coef[:, part].sum(axis=0, out=total[part])
+
+    workspace.map(add_lanes, _parts(n_coef, -(-grad_coef.nbytes // BLOCK_BYTES)))
+    return loss.sum(), total, None if grad_intercept is None else grad_intercept.sum(axis=0)
 
 
 def _sums_by_superblocks(
@@ -205,63 +235,82 @@ def _sums_by_superblocks(
     row_pass: RowPass,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Many coefficients: the tasks share out the rows of a block, and then the classes (or features) of its product.
+    """Many coefficients: the tasks share out the tiles of a product, the rows of a block, the tiles of the other one.
 
     So there is one gradient, whatever the number of workers, and each part of it is added to by one task.
     """
     n_rows, n_features = X.shape
     n_coef = maps[0][0].shape[0]
-    first = 1 if n_coef == 1 else 0
-    height = n_coef + first
-    step = min(n_rows, max(SUPERBLOCK_BYTES // (len(maps) * height * X.itemsize), MIN_SUPERBLOCK_ROWS))
-    pass_rows = max(16, PASS_BYTES // (height * X.itemsize))
-    losses = workspace.buffer("losses", (step,), X.dtype, shared=True)
-    logits = [workspace.buffer(f"logits {i}", (step, height), X.dtype, shared=True) for i in range(len(maps))]  # (m, C)
+    row_bytes = len(maps) * n_coef * X.itemsize
+    step = max(SUPERBLOCK_BYTES // row_bytes, SUPERBLOCK_ROWS_PER_FEATURE * n_features, MIN_SUPERBLOCK_ROWS)
+    blocks = _parts(n_rows, -(-n_rows // step))
+    height = max(rows.stop - rows.start for rows in blocks)
+    logits = [workspace.buffer(f"logits {i}", (height, n_coef), X.dtype, shared=True) for i in range(len(maps))]
+    losses = workspace.buffer("losses", (height,), X.dtype, shared=True)
     loss = np.zeros(())
-    grad_coef = np.zeros((n_coef, n_features), dtype=X.dtype)
+    grad_coef = np.empty((n_coef, n_features), dtype=X.dtype)
     grad_intercept = None if maps[0][1] is None else np.zeros(n_coef, dtype=X.dtype)
-    slopes = np.empty((-(-step // TASK_ROWS), n_coef), dtype=X.dtype)
     across = 0 if n_coef >= n_features else 1
-    width = 256 if grad_coef.shape[across] < 4096 else 512
-    parts = [slice(at, at + width) for at in range(0, grad_coef.shape[across], width)]
 
-    def row_task(start: int) -> None:
-        stop = min(start + TASK_ROWS, n_rows, start - start % step + step)
-        at = start % step  # where these rows are in the block
+    def multiply(block: slice, tile: tuple[slice, slice]) -> None:
+        rows, classes = tile
         for (coef, intercept), z in zip(maps, logits, strict=True):
-            own = z[at : at + stop - start]
-            own[:, :first] = 0
-            np.matmul(X[start:stop], coef.T, out=own[:, first:])
+            own = z[rows, classes]
+            np.matmul(X[block][rows], coef[classes].T, out=own)
             if intercept is not None:
-                own[:, first:] += intercept
-        slopes[at // TASK_ROWS] = 0
-        for begin in range(start, stop, pass_rows):
-            rows = slice(begin, min(begin + pass_rows, stop))
-            some = slice(begin % step, begin % step + rows.stop - rows.start)
-            z = logits[0][some]
-            z -= z.max(axis=1, keepdims=True)
-            row_pass([z[some] for z in logits], rows, losses[some])
-            if maps[0][1] is not None:
-                slopes[at // TASK_ROWS] += z[:, first:].sum(axis=0)
+                own += intercept[classes]
 
-    for start in range(0, n_rows, step):
-        X_block = X[start : start + step]
-        dlogits = logits[0][: len(X_block), first:].T  # (K, m)
-        tasks = range(start, start + len(X_block), TASK_ROWS)
-        workspace.map(row_task, tasks)
-        loss += losses[: len(X_block)].sum(dtype=np.float64)
+    def pass_over(block: slice, slopes: np.ndarray, task: tuple[int, slice]) -> None:
+        k, rows = task
+        row_pass([z[rows] for z in logits], slice(block.start + rows.start, block.start + rows.stop), losses[rows])
         if grad_intercept is not None:
-            grad_intercept += slopes[: len(tasks)].sum(axis=0)
-        workspace.map(partial(_add_part, grad_coef, dlogits, X_block, across, workspace), parts)
+            logits[0][rows].sum(axis=0, out=slopes[k])
+
+    def multiply_back(block: slice, part: slice) -> None:
+        dlogits, X_block = logits[0][: block.stop - block.start].T, X[block]
+        if across == 0:
+            own, dlogits = grad_coef[part], dlogits[part]
+        else:
+            own, X_block = grad_coef[:, part], X_block[:, part]
+        if block is blocks[0]:
+            np.matmul(dlogits, X_block, out=own)
+        else:
+            own += np.matmul(dlogits, X_block, out=workspace.buffer("product", own.shape, X.dtype))
+
+    for block in blocks:
+        m = block.stop - block.start
+        tiles = product(_parts(m, -(-m // TILE_ROWS)), _parts(n_coef, -(-n_coef // TILE_CLASSES)))
+        workspace.map(partial(multiply, block), tiles)
+        tasks = _parts(m, -(-m * row_bytes // TASK_BYTES))
+        slopes = np.empty((len(tasks), n_coef), dtype=X.dtype)
+        workspace.map(partial(pass_over, block, slopes), enumerate(tasks))
+        loss += losses[:m].sum(dtype=np.float64)
+        if grad_intercept is not None:
+            grad_intercept += slopes.sum(axis=0)
+        length = grad_coef.shape[across]
+        workspace.map(partial(multiply_back, block), _parts(length, -(-length // TILE_ROWS)))
     return loss, grad_coef, grad_intercept
 
 
-def _add_part(
-    grad_coef: np.ndarray, dlogits: np.ndarray, X: np.ndarray, across: int, workspace: Workspace, part: slice
-) -> None:
-    """Add dlogits @ X to `grad_coef`, in a part of its classes (across 0) or of its features (across 1)."""
-    own, left, right = (grad_coef[part], dlogits[part], X) if across == 0 else (grad_coef[:, part], dlogits, X[:, part])
-    own += np.matmul(left, right, out=workspace.buffer("product", own.shape, X.dtype))
+def _cast(coef: np.ndarray, name: str, dtype: np.dtype, workspace: Workspace) -> np.ndarray:
+    """Return coefficients in the dtype of X, in memory of the workspace where that takes a copy."""
+    if coef.dtype == dtype:
+        return coef
+    own = workspace.buffer(name, coef.shape, dtype, shared=True)
+
+    def copy(part: slice) -> None:
+        own[part] = coef[part]
+
+    workspace.map(copy, _parts(len(coef), -(-own.nbytes // BLOCK_BYTES)))
+    return own
+
+
+def _parts(n: int, n_parts: int, unit: int = 1) -> list[slice]:
+    """Return range(n) in so many slices, or fewer, of nearly the same length, each but the last a multiple of unit."""
+    units = -(-n // unit)
+    n_parts = max(1, min(n_parts, units))
+    ends = [min(n, unit * (units * i // n_parts)) for i in range(n_parts + 1)]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
 def _row_pass(
@@ -274,12 +323,12 @@ def _row_pass(
     grad: bool,
 ) -> None:
     """Write the losses of one block of shifted logits `z` (m, C), and turn `z` into their gradient if `grad`."""
-    m, n_classes = z.shape
+    n_classes = z.shape[1]
     labelled = targets.ndim == 1
     mass: np.ndarray | float = 1.0
     if labelled:
-        at_label = (np.arange(m), targets)
-        expected = (1.0 - smoothing) * z[at_label]  # sum_k t_k z_k, (m,)
+        memory, at_label = _entries(z, targets)
+        expected = (1.0 - smoothing) * memory[at_label]  # sum_k t_k z_k, (m,)
         if smoothing:
             expected += smoothing * z.mean(axis=1)
     else:
@@ -296,11 +345,46 @@ def _row_pass(
         else:
             if smoothing:
                 z -= smoothing / n_classes
-            z[at_label] -= 1.0 - smoothing
+            memory[at_label] -= 1.0 - smoothing
         if weight is not None:
             z *= weight[:, None]
     if weight is not None:
         losses *= weight
+
+
+def _logistic_pass(
+    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
+) -> None:
+    """Do the same for two classes and the logit `z` (m,) of class 1, where class 0 has the logit 0."""
+    t = ((1.0 - smoothing) * targets + smoothing / 2).astype(z.dtype, copy=False)
+    mass: np.ndarray | float = 1.0
+    if t.ndim == 2:
+        t, mass = t[:, 1], t.sum(axis=1)
+    e = np.abs(z)
+    np.exp(np.negative(e, out=e), out=e)
+    s = 1.0 + e
+    positive = z > 0
+    np.log(s, out=losses)
+    losses += np.where(positive, z, 0)  # log(1 + exp(z))
+    losses *= mass
+    losses -= t * z
+    np.divide(np.where(positive, 1, e), s, out=z)  # the probability of class 1
+    z *= mass
+    z -= t
+    if weight is not None:
+        z *= weight
+        losses *= weight
+
+
+def _entries(z: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the memory of `z` (m, C) as a vector, and where in it row i has its entry `columns[i]`.
+
+    One index into a vector is several times faster than two into a matrix.
+    """
+    row, column = z.strides[0] // z.itemsize, z.strides[1] // z.itemsize
+    size = (z.shape[0] - 1) * row + (z.shape[1] - 1) * column + 1
+    memory = as_strided(z, (max(size, 0),), (z.itemsize,))
+    return memory, np.arange(z.shape[0]) * row + columns.astype(np.int64, copy=False) * column
 
 
 def _blocks(n_rows: int, row_bytes: int) -> Iterator[slice]:
