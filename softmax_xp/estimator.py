@@ -81,7 +81,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     max_iter : int, default 1000
         Steps of "auto", "lbfgs" and "newton-cg"; epochs of the stochastic solvers.
     warm_start : bool, default False
-        Start from the last fit, if it had the same classes and features.
+        Start from the last fit, if it had the same classes and features. "auto" then also keeps what that fit has
+        learnt of the curvature (of the size `max_memory` allows), which serves all of a path of penalties.
     random_state : int, numpy.random.Generator or None, default None
         Order of the rows for the stochastic solvers; the others draw nothing.
     verbose : int, default 0
@@ -416,6 +417,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
+        state.pop("_class_blocks", None)  # large, and made again where it is missed
         if "device_" in state:  # what is read back elsewhere must not need this device
             state.update({name: to_numpy(x) for name, x in state.items() if is_array(x)})
             state["device_"] = state["_host_device"] = "cpu"
@@ -530,14 +532,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "hessian_product": objective.hessian_product,
         }
         budget = self._max_memory(objective.X)
-        curvature = Curvature(objective, budget // 2)
+        curvature = Curvature(objective, budget // 2, getattr(self, "_class_blocks", None) if self.warm_start else None)
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
         if self.solver == "auto":
             common |= {"precondition": curvature.first(start), "due": curvature.due}
         pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
         memory = max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes))
-        return lbfgs.minimize(objective.value_and_grad, start, memory=memory, **common)
+        solution = lbfgs.minimize(objective.value_and_grad, start, memory=memory, **common)
+        self._class_blocks = curvature.blocks if self.warm_start else None
+        return solution
 
     def _max_memory(self, X: Array) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -52,6 +53,25 @@ MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly
 SHARE_SAVED = 0.75  # of the iterations still to come, that a better estimate is taken to save
 
 
+@dataclass(frozen=True)
+class ClassBlocks:
+    """What `Curvature.class_blocks` is made of: it serves a later solve of nearly the same problem, too.
+
+    Attributes
+    ----------
+    basis : numpy.ndarray of shape (K, K)
+        The eigenvectors, one a column.
+    inverses : numpy.ndarray of shape (K, D + 1, D + 1)
+        Of their blocks; (K, D, D) without an intercept.
+    feature_scale : numpy.ndarray of shape (D,)
+        That of the objective: how the problem is known again.
+    """
+
+    basis: np.ndarray
+    inverses: np.ndarray
+    feature_scale: np.ndarray
+
+
 class Curvature:
     """The preconditioners of one objective, and when to change from one to the next.
 
@@ -65,11 +85,19 @@ class Curvature:
     max_bytes : int
         Of the matrices that are kept. Where they would need more, a coarser estimate takes their place; the coarsest
         knows the scale of each feature alone.
+    known : ClassBlocks, optional
+        Of an earlier solve, with another penalty perhaps; taken up where it was of the same features.
+
+    Attributes
+    ----------
+    blocks : ClassBlocks or None
+        The last ones.
     """
 
-    def __init__(self, objective: LinearObjective, max_bytes: int) -> None:
+    def __init__(self, objective: LinearObjective, max_bytes: int, known: ClassBlocks | None = None) -> None:
         self.objective = objective
         self.max_bytes = max_bytes
+        self.blocks = known
         n_rows, n_features = objective.X.shape
         self.n_columns = n_features + objective.fit_intercept
         self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
@@ -84,9 +112,13 @@ class Curvature:
 
         That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum.
         """
-        if self.cost(self.objective.coef_shape[0]) <= WARM and bool(self.objective.backend.xp.any(params != 0.0)):
+        if bool(self.objective.backend.xp.any(params != 0.0)):
             self._finest = True
-            return self.class_blocks(params)
+            if self.blocks is not None and self._known(self.blocks):
+                return self._product(self.blocks.basis, self._multiplied(self.blocks.inverses))
+            if self.cost(self.objective.coef_shape[0]) <= WARM:
+                return self.class_blocks(params)
+            self._finest = False
         return self.bound() if self.cost(1) <= CHEAP else None
 
     def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
@@ -194,7 +226,17 @@ class Curvature:
             inverses[k] = self._inverse(self._gram(objective.X, *drawn[k]) + ridge * everywhere)
 
         objective.workspace.map(invert, range(n_coef))
+        self.blocks = ClassBlocks(basis, inverses, objective.feature_scale())
         return self._product(basis, self._multiplied(inverses))
+
+    def _known(self, blocks: ClassBlocks) -> bool:
+        """Return whether class blocks are of this objective's classes and features, and fit in memory."""
+        shape = (self.objective.coef_shape[0], self.n_columns, self.n_columns)
+        return (
+            blocks.inverses.shape == shape
+            and blocks.inverses.nbytes <= self.max_bytes
+            and np.array_equal(blocks.feature_scale, self.objective.feature_scale())
+        )
 
     def _drawn(self, params: Array, basis: np.ndarray, sizes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
         """Return for each vector of the basis the weights in its block of the rows that form it, and these rows."""
@@ -292,9 +334,11 @@ class Curvature:
         """Return the inverse of a positive semidefinite matrix with the penalty, and a ridge, on its diagonal."""
         penalty, scale = self._scaled(gram)
         factor = _cholesky((gram + np.diag(penalty)) / scale / scale[:, None], self._ridge)
-        inverse: np.ndarray = lapack.dpotri(factor, lower=1)[0]
-        inverse = np.tril(inverse) + np.tril(inverse, -1).T
-        inverse /= scale * scale[:, None]
+        inverse: np.ndarray = lapack.dpotri(factor, lower=1)[0]  # its lower triangle: zeros are above, as in the factor
+        inverse = inverse + inverse.T
+        inverse[np.diag_indices_from(inverse)] /= 2.0
+        inverse /= scale
+        inverse /= scale[:, None]
         return inverse
 
     def _multiplied(self, matrices: np.ndarray) -> Callable[[Array], Array]:

@@ -510,6 +510,43 @@ def test_first_is_the_bound_from_zeros_and_the_blocks_from_a_warm_start(xp, rng,
     assert p.curvature().first(warm) is None
 
 
+def test_class_blocks_serve_another_objective_of_the_same_features(xp, rng):
+    p, other = Problem(xp, rng), Problem(xp, rng, d=5)
+    params = p.params(rng.normal(size=p.dense.n_params))
+    first = p.curvature()
+    made = p.matrix(first.class_blocks(params))
+    later = Curvature(p.on_library, AMPLE, first.blocks)
+    later.class_blocks = later.bound = None  # neither is called
+    np.testing.assert_array_equal(p.matrix(later.first(params)), made)
+    wider = other.params(rng.normal(size=other.dense.n_params))
+    assert Curvature(other.on_library, AMPLE, first.blocks).first(wider) is not None  # not those: another shape
+    moved = Problem(xp, rng, X=2.0 * np.asarray(p.dense.X))
+    blocks = moved.curvature()
+    np.testing.assert_array_equal(
+        moved.matrix(Curvature(moved.on_library, AMPLE, first.blocks).first(params)),
+        moved.matrix(blocks.class_blocks(params)),
+    )
+
+
+def test_a_path_of_penalties_keeps_its_class_blocks(monkeypatch):
+    made = []
+    make = Curvature.class_blocks
+    monkeypatch.setattr(Curvature, "class_blocks", lambda self, params: made.append(1) or make(self, params))
+    monkeypatch.setattr(Curvature, "due", lambda self, gap, target: None)
+    X, y = load_breast_cancer(return_X_y=True)
+    model = sx.SoftmaxClassifier(warm_start=True, device="cpu")
+    for C in (0.01, 0.03, 0.1, 0.3, 1.0):
+        model.set_params(C=C).fit(X, y)
+        best = sx.SoftmaxClassifier(C=C, tol=1e-8, device="cpu").fit(X, y)
+        assert model.converged_
+        assert best.objective_ * (1 - 1e-8) <= model.objective_ <= best.objective_ * (1 + 1e-4)
+    assert len(made) == 1
+    model.fit(X * 2.0, y)  # other features
+    assert len(made) == 2
+    assert "_class_blocks" not in model.__getstate__()
+    assert model.set_params(warm_start=False).fit(X, y)._class_blocks is None
+
+
 def test_the_finest_that_is_cheap_is_made_at_a_point(xp, rng, monkeypatch):
     p = Problem(xp, rng, n=200, d=8, c=30)
     params, curvature = p.params(0.3 * rng.normal(size=p.dense.n_params)), p.curvature()

@@ -74,6 +74,7 @@ def descend(
     point = evaluated(xp, value_and_grad, params, xp.zeros_like(params), 0.0)
     n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
     message, converged = "", False
+    stop: object = False
     try:
         while not message:
             if not math.isfinite(point.value):
@@ -105,7 +106,7 @@ def descend(
                 break
             method.stepped(point, new)
             point, n_iter = new, n_iter + 1
-        if not converged and math.isfinite(point.value):
+        if not converged and not stop and math.isfinite(point.value):  # who ended it has seen an estimate
             gap = method.gap(point)
     except KeyboardInterrupt:
         message = "interrupted"

@@ -22,6 +22,7 @@ from softmax_xp.solvers.newton_cg import HessianProduct, Precondition, newton_st
 
 CHECK_ACCURACY = 0.4  # share of the gap that may have come late enough for more to be expected
 CHECK_PRODUCTS = 100
+LAST_PRODUCTS = 20  # where the solve has to end: what is wanted then is how far it is, not whether it may end
 SMALLEST = 1e-100  # curvature along a step whose inverse, and square, are still numbers
 RECENT = 4  # steps whose gain is held against the gap expected before them
 
@@ -74,7 +75,7 @@ class _LBFGS:
             self._recent.clear()
             return self.direction(point, target)
         if gap <= target and self.hessian_product is not None and decrement > 0.0:
-            newton, gap = self._newton(self.hessian_product, point)
+            newton, gap = self._newton(self.hessian_product, point, CHECK_PRODUCTS)
             self._gap, self._checked = gap, point
             if math.isinf(gap):
                 return direction, gap, 1.0
@@ -99,10 +100,10 @@ class _LBFGS:
     def gap(self, point: Point) -> float:
         if self.hessian_product is None or point is self._checked:
             return self._gap
-        return self._newton(self.hessian_product, point)[1]
+        return self._newton(self.hessian_product, point, LAST_PRODUCTS)[1]
 
-    def _newton(self, hessian_product: HessianProduct, point: Point) -> tuple[Array, float]:
-        return newton_step(hessian_product(point.x), point.grad, self._product, CHECK_ACCURACY, CHECK_PRODUCTS)
+    def _newton(self, hessian_product: HessianProduct, point: Point, max_products: int) -> tuple[Array, float]:
+        return newton_step(hessian_product(point.x), point.grad, self._product, CHECK_ACCURACY, max_products)
 
     def _product(self, rows: Array) -> Array:
         """Return the two-loop recursion's product of the inverse Hessian estimate with each of `rows`, (m, n).
