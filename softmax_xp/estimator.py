@@ -532,7 +532,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "hessian_product": objective.hessian_product,
         }
         budget = self._max_memory(objective.X)
-        curvature = Curvature(objective, budget // 2, getattr(self, "_class_blocks", None) if self.warm_start else None)
+        known = self.__dict__.pop("_class_blocks", None)
+        curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
         if self.solver == "auto":
@@ -540,7 +541,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
         memory = max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes))
         solution = lbfgs.minimize(objective.value_and_grad, start, memory=memory, **common)
-        self._class_blocks = curvature.blocks if self.warm_start else None
+        if self.warm_start:
+            self._class_blocks = curvature.blocks
         return solution
 
     def _max_memory(self, X: Array) -> int:

@@ -43,9 +43,12 @@ BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
-EIGEN = 10.0  # times the multiplications of an inverse, that eigenvectors take
+INVERSE = 3.0  # times as long as those of a product in float32, that the multiplications of an inverse take
+EIGEN = 30.0  # the same for eigenvectors and all that is made of them
 CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
 WARM = 40.0  # the same for a start that is near the optimum
+FLAT = 1.5  # spread of the eigenvalues of the bound below which the identity does as well
+PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
 RECENT = 4  # iterations whose progress counts
@@ -110,7 +113,8 @@ class Curvature:
     def first(self, params: Array) -> Preconditioner | None:
         """Return the preconditioner to start with from `params`, or None.
 
-        That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum.
+        That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum; where the
+        bound is nearly a multiple of the identity, as with isotropic features, it is none.
         """
         if bool(self.objective.backend.xp.any(params != 0.0)):
             self._finest = True
@@ -119,7 +123,13 @@ class Curvature:
             if self.cost(self.objective.coef_shape[0]) <= WARM:
                 return self.class_blocks(params)
             self._finest = False
-        return self.bound() if self.cost(1) <= CHEAP else None
+        if self.cost(1) > CHEAP:
+            return None
+        bound, spread = self._bound()
+        if spread < FLAT:
+            self._wait = float(PATIENCE)
+            return None
+        return bound
 
     def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
         """Return what makes a better preconditioner at given parameters where that pays, else None.
@@ -153,7 +163,7 @@ class Curvature:
             return self.class_blocks(params)
         return self.kronecker(params) if self.cost(1, EIGEN) <= CHEAP else self.bound()
 
-    def cost(self, n_matrices: int, factor: float = 1.0) -> float:
+    def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
         By counting multiplications: m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or more
@@ -165,17 +175,23 @@ class Curvature:
             return math.inf
         n_columns = self.n_columns if self._holds_matrix() else 1
         work = n_matrices * (self.n_sampled * n_columns**2 / 2 + factor * n_columns**3)
-        if (n_matrices > 1 or factor > 1.0) and self._holds_classes():
+        if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
             work += EIGEN * n_coef**3
         evaluation = 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM)
         return 0.0 if work < FREE else float(work / evaluation)
 
     def bound(self) -> Preconditioner:
         """Return the inverse of the bound: one matrix for all classes."""
+        return self._bound()[0]
+
+    def _bound(self) -> tuple[Preconditioner, float]:
+        """Return the inverse of the bound, and the mean of its eigenvalues times that of their inverses, 1 at least."""
         gram = (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._gram(*self._sampled_rows())
         if gram.ndim == 1:
-            return self._product(None, self._divided(np.ones(1), gram))
-        return self._product(None, self._multiplied(self._inverse(gram)[None]))
+            return self._product(None, self._divided(np.ones(1), gram)), math.inf
+        inverse = self._inverse(gram)
+        spread = (np.diag(gram) + self._scaled(gram)[0]).mean() * np.diag(inverse).mean()
+        return self._product(None, self._multiplied(inverse[None])), float(spread)
 
     def kronecker(self, params: Array) -> Preconditioner:
         """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""

@@ -399,20 +399,21 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     f = LinearObjective(backend_of(X), X, y, 5, L2(1e-3), fit_intercept=False)
     assert Curvature(f, AMPLE).cost(5) == 0.0  # small enough not to count
     monkeypatch.setattr(preconditioners, "FREE", 0.0)
-    evaluation, of_classes = 2 * 1000 * 30 * (5 + preconditioners.STREAM), preconditioners.EIGEN * 5**3
-    assert Curvature(f, AMPLE).cost(5) == pytest.approx((5 * (1000 * 30**2 / 2 + 30**3) + of_classes) / evaluation)
-    assert Curvature(f, AMPLE).cost(1) == pytest.approx((1000 * 30**2 / 2 + 30**3) / evaluation)
-    assert Curvature(f, AMPLE).cost(1, 10.0) == pytest.approx((1000 * 30**2 / 2 + 10 * 30**3 + of_classes) / evaluation)
+    inverse, eigen = preconditioners.INVERSE, preconditioners.EIGEN
+    evaluation, gram, of_classes = 2 * 1000 * 30 * (5 + preconditioners.STREAM), 1000 * 30**2 / 2, eigen * 5**3
+    assert Curvature(f, AMPLE).cost(5) == pytest.approx((5 * (gram + inverse * 30**3) + of_classes) / evaluation)
+    assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
+    assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
     with_intercept = LinearObjective(backend_of(X), X, y, 5, L2(1e-3))
-    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx((1000 * 31**2 / 2 + 31**3) / evaluation)
+    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx((1000 * 31**2 / 2 + inverse * 31**3) / evaluation)
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 4)
-    assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 / 2 + 30**3) / evaluation)
+    assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 / 2 + inverse * 30**3) / evaluation)
     bytes_of_blocks = 5 * 8 * 30**2
     assert Curvature(f, bytes_of_blocks).cost(5) == Curvature(f, AMPLE).cost(5)
     assert Curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
     assert Curvature(f, bytes_of_blocks - 1).cost(1) == Curvature(f, AMPLE).cost(1)
-    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 / 2 + 1) / evaluation)
+    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 / 2 + inverse) / evaluation)
     narrow = LinearObjective(backend_of(X), X[:, :2], y, 5, L2(1e-3), fit_intercept=False)
     assert Curvature(narrow, 8 * 5**2).cost(5) < math.inf  # the basis of the classes is the larger
     assert Curvature(narrow, 8 * 5**2 - 1).cost(5) == math.inf
@@ -510,6 +511,17 @@ def test_first_is_the_bound_from_zeros_and_the_blocks_from_a_warm_start(xp, rng,
     assert p.curvature().first(warm) is None
 
 
+def test_isotropic_features_are_left_alone(xp, rng):
+    flat, steep = (Problem(xp, rng, X=rng.normal(size=(500, 6)) * scale) for scale in (1.0, [1, 1, 1, 1, 1, 4]))
+    zeros = flat.params(np.zeros(flat.dense.n_params))
+    curvature = flat.curvature()
+    assert curvature.first(zeros) is None
+    assert not any(curvature.due(1.0, 1e-9) for _ in range(preconditioners.PATIENCE - 1))
+    assert curvature.due(1.0, 1e-9) is not None
+    assert steep.curvature().first(zeros) is not None
+    assert flat.curvature(DIAGONAL).first(zeros) is not None  # nothing is known of its eigenvalues
+
+
 def test_class_blocks_serve_another_objective_of_the_same_features(xp, rng):
     p, other = Problem(xp, rng), Problem(xp, rng, d=5)
     params = p.params(rng.normal(size=p.dense.n_params))
@@ -544,7 +556,7 @@ def test_a_path_of_penalties_keeps_its_class_blocks(monkeypatch):
     model.fit(X * 2.0, y)  # other features
     assert len(made) == 2
     assert "_class_blocks" not in model.__getstate__()
-    assert model.set_params(warm_start=False).fit(X, y)._class_blocks is None
+    assert "_class_blocks" not in vars(model.set_params(warm_start=False).fit(X, y))
 
 
 def test_the_finest_that_is_cheap_is_made_at_a_point(xp, rng, monkeypatch):
