@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
     block_bytes,
     device_of,
-    dtype_name,
     is_numpy,
     namespace,
     row_blocks,
-    to_numpy,
 )
 from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
@@ -65,7 +61,7 @@ class LinearObjective:
         self.sample_weight = sample_weight
         self.fit_intercept = fit_intercept
         self.workspace = Workspace(workers if is_numpy(X) else 1)  # a GPU shares out the work by itself
-        self._feature_scale: np.ndarray | None = None
+        self._feature_scale: Array | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
         wide = accumulation_dtype(backend.xp, backend.device)
         self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight, dtype=wide))
@@ -96,15 +92,16 @@ class LinearObjective:
         """Return the error that rounding in the dtype of X may leave in f: of the size of its largest logits."""
         backend = self.backend
         coef, intercept = self.split(params)
-        logits = backend.xp.abs(coef) @ backend.asarray(self.feature_scale(), dtype_name(coef.dtype))
+        logits = backend.xp.abs(coef) @ backend.xp.astype(self.feature_scale(), coef.dtype)
         logits = logits if intercept is None else logits + backend.xp.abs(intercept)
         return float(backend.xp.finfo(self.X.dtype).eps) * (1.0 + float(backend.xp.max(logits)))
 
-    def feature_scale(self) -> np.ndarray:
-        """Return the root mean square of each feature over a thousand rows evenly spaced, (n_features,), float64."""
+    def feature_scale(self) -> Array:
+        """Return the root mean square of each feature over a thousand rows evenly spaced, (n_features,)."""
         if self._feature_scale is None:
-            sample = to_numpy(self.X[:: -(-self.X.shape[0] // 1024), :]).astype(np.float64)
-            self._feature_scale = np.sqrt((sample * sample).mean(axis=0))
+            xp = self.backend.xp
+            sample = self.X[:: -(-self.X.shape[0] // 1024), :]
+            self._feature_scale = xp.sqrt(xp.mean(sample * sample, axis=0))
         return self._feature_scale
 
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:

@@ -47,6 +47,7 @@ INVERSE = 3.0  # times as long as those of a product in float32, that the multip
 EIGEN = 30.0  # the same for eigenvectors and all that is made of them
 CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
 WARM = 40.0  # the same for a start that is near the optimum
+NEWTON = 40.0  # and for one step of Newton's method, which takes up to a hundred products
 FLAT = 1.5  # spread of the eigenvalues of the bound below which the identity does as well
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
@@ -158,10 +159,10 @@ class Curvature:
         return None
 
     def at(self, params: Array) -> Preconditioner:
-        """Return the finest preconditioner at `params` that is cheap, or else the bound."""
-        if self.cost(self.objective.coef_shape[0]) <= CHEAP:
+        """Return the finest preconditioner at `params` that one step of Newton's method is worth, or else the bound."""
+        if self.cost(self.objective.coef_shape[0]) <= NEWTON:
             return self.class_blocks(params)
-        return self.kronecker(params) if self.cost(1, EIGEN) <= CHEAP else self.bound()
+        return self.kronecker(params) if self.cost(1, EIGEN) <= NEWTON else self.bound()
 
     def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
@@ -185,12 +186,15 @@ class Curvature:
         return self._bound()[0]
 
     def _bound(self) -> tuple[Preconditioner, float]:
-        """Return the inverse of the bound, and the mean of its eigenvalues times that of their inverses, 1 at least."""
+        """Return the inverse of the bound, and the spread of its eigenvalues.
+
+        That is the root mean square of them times that of their inverses, which is 1 where all are the same.
+        """
         gram = (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._gram(*self._sampled_rows())
         if gram.ndim == 1:
             return self._product(None, self._divided(np.ones(1), gram)), math.inf
         inverse = self._inverse(gram)
-        spread = (np.diag(gram) + self._scaled(gram)[0]).mean() * np.diag(inverse).mean()
+        spread = np.linalg.norm(gram + np.diag(self._scaled(gram)[0])) * np.linalg.norm(inverse) / len(gram)
         return self._product(None, self._multiplied(inverse[None])), float(spread)
 
     def kronecker(self, params: Array) -> Preconditioner:
@@ -242,7 +246,7 @@ class Curvature:
             inverses[k] = self._inverse(self._gram(objective.X, *drawn[k]) + ridge * everywhere)
 
         objective.workspace.map(invert, range(n_coef))
-        self.blocks = ClassBlocks(basis, inverses, objective.feature_scale())
+        self.blocks = ClassBlocks(basis, inverses, to_numpy(objective.feature_scale()))
         return self._product(basis, self._multiplied(inverses))
 
     def _known(self, blocks: ClassBlocks) -> bool:
@@ -251,7 +255,7 @@ class Curvature:
         return (
             blocks.inverses.shape == shape
             and blocks.inverses.nbytes <= self.max_bytes
-            and np.array_equal(blocks.feature_scale, self.objective.feature_scale())
+            and np.array_equal(blocks.feature_scale, to_numpy(self.objective.feature_scale()))
         )
 
     def _drawn(self, params: Array, basis: np.ndarray, sizes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

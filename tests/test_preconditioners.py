@@ -559,18 +559,18 @@ def test_a_path_of_penalties_keeps_its_class_blocks(monkeypatch):
     assert "_class_blocks" not in vars(model.set_params(warm_start=False).fit(X, y))
 
 
-def test_the_finest_that_is_cheap_is_made_at_a_point(xp, rng, monkeypatch):
+def test_the_finest_that_a_step_is_worth_is_made_at_a_point(xp, rng, monkeypatch):
     p = Problem(xp, rng, n=200, d=8, c=30)
     params, curvature = p.params(0.3 * rng.normal(size=p.dense.n_params)), p.curvature()
     monkeypatch.setattr(preconditioners, "FREE", 0.0)
     costs = curvature.cost(30), curvature.cost(1, preconditioners.EIGEN)
     assert 0 < costs[1] < costs[0]
-    for cheap, expected in (
+    for worth, expected in (
         (costs[0], curvature.class_blocks(params)),
         (costs[1], curvature.kronecker(params)),
         (0.0, curvature.bound()),
     ):
-        monkeypatch.setattr(preconditioners, "CHEAP", cheap)
+        monkeypatch.setattr(preconditioners, "NEWTON", worth)
         np.testing.assert_array_equal(p.matrix(curvature.at(params)), p.matrix(expected))
 
 

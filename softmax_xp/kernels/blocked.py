@@ -356,18 +356,21 @@ def _logistic_pass(
     z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
 ) -> None:
     """Do the same for two classes and the logit `z` (m,) of class 1, where class 0 has the logit 0."""
-    t = ((1.0 - smoothing) * targets + smoothing / 2).astype(z.dtype, copy=False)
+    t = targets.astype(z.dtype)
+    if smoothing:
+        t *= 1.0 - smoothing
+        t += smoothing / 2
     mass: np.ndarray | float = 1.0
     if t.ndim == 2:
         t, mass = t[:, 1], t.sum(axis=1)
     e = np.abs(z)
     np.exp(np.negative(e, out=e), out=e)
     s = 1.0 + e
-    positive = z > 0
     np.log(s, out=losses)
-    losses += np.where(positive, z, 0)  # log(1 + exp(z))
+    losses += np.maximum(z, 0.0)  # log(1 + exp(z))
     losses *= mass
     losses -= t * z
+    positive = z > 0
     np.divide(np.where(positive, 1, e), s, out=z)  # the probability of class 1
     z *= mass
     z -= t
