@@ -106,6 +106,7 @@ class Curvature:
         self.n_columns = n_features + objective.fit_intercept
         self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
         self._ridge = max(RIDGE, 8.0 * float(objective.backend.xp.finfo(objective.X.dtype).eps))
+        self._even: np.ndarray | None = None
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
@@ -190,7 +191,7 @@ class Curvature:
 
         That is the root mean square of them times that of their inverses, which is 1 where all are the same.
         """
-        gram = (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._gram(*self._sampled_rows())
+        gram = (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._even_gram()
         if gram.ndim == 1:
             return self._product(None, self._divided(np.ones(1), gram)), math.inf
         inverse = self._inverse(gram)
@@ -238,7 +239,7 @@ class Curvature:
         sizes, basis = np.linalg.eigh((np.diag(mean) - product) / total)
         least = max(SMALLEST * sizes.max(), NOTHING)
         drawn = self._drawn(params, basis, np.maximum(sizes, least))
-        everywhere = self._gram(*self._sampled_rows())
+        everywhere = self._even_gram()
         inverses = np.empty((n_coef, self.n_columns, self.n_columns))
 
         def invert(k: int) -> None:
@@ -315,9 +316,15 @@ class Curvature:
         weight = to_numpy(objective.sample_weight[::stride]).astype(np.float64)
         return A, weight / max(weight.sum(), 1e-300)
 
+    def _even_gram(self) -> np.ndarray:
+        """Return the mean of a_i a_i' over the sampled rows, or its diagonal; it does not change during a solve."""
+        if self._even is None:
+            self._even = self._gram(*self._sampled_rows())
+        return self._even
+
     def _holds_matrix(self) -> bool:
-        """Return whether D x D matrices fit: three of them, while one is made."""
-        return bool(3 * 8 * self.n_columns**2 <= self.max_bytes)
+        """Return whether D x D matrices fit: four of them, while one is made."""
+        return bool(4 * 8 * self.n_columns**2 <= self.max_bytes)
 
     def _holds_classes(self) -> bool:
         """Return whether C x C matrices fit: eigenvectors need several."""
