@@ -48,7 +48,7 @@ EIGEN = 30.0  # the same for eigenvectors and all that is made of them
 CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
 WARM = 40.0  # the same for a start that is near the optimum
 NEWTON = 40.0  # and for one step of Newton's method, which takes up to a hundred products
-FLAT = 1.5  # spread of the eigenvalues of the bound below which the identity does as well
+FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its diagonal does as well; a sample has 0.125
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
@@ -115,8 +115,8 @@ class Curvature:
     def first(self, params: Array) -> Preconditioner | None:
         """Return the preconditioner to start with from `params`, or None.
 
-        That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum; where the
-        bound is nearly a multiple of the identity, as with isotropic features, it is none.
+        That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum; where
+        the features are nearly uncorrelated, it is the bound's diagonal, and progress is judged later.
         """
         if bool(self.objective.backend.xp.any(params != 0.0)):
             self._finest = True
@@ -127,11 +127,11 @@ class Curvature:
             self._finest = False
         if self.cost(1) > CHEAP:
             return None
-        bound, spread = self._bound()
-        if spread < FLAT:
+        gram = self._bounding_gram()
+        if gram.ndim == 2 and self._uncorrelated(gram):
             self._wait = float(PATIENCE)
-            return None
-        return bound
+            return self._product(None, self._divided(np.ones(1), np.diag(gram)))
+        return self.bound()
 
     def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
         """Return what makes a better preconditioner at given parameters where that pays, else None.
@@ -184,19 +184,19 @@ class Curvature:
 
     def bound(self) -> Preconditioner:
         """Return the inverse of the bound: one matrix for all classes."""
-        return self._bound()[0]
-
-    def _bound(self) -> tuple[Preconditioner, float]:
-        """Return the inverse of the bound, and the spread of its eigenvalues.
-
-        That is the root mean square of them times that of their inverses, which is 1 where all are the same.
-        """
-        gram = (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._even_gram()
+        gram = self._bounding_gram()
         if gram.ndim == 1:
-            return self._product(None, self._divided(np.ones(1), gram)), math.inf
-        inverse = self._inverse(gram)
-        spread = np.linalg.norm(gram + np.diag(self._scaled(gram)[0])) * np.linalg.norm(inverse) / len(gram)
-        return self._product(None, self._multiplied(inverse[None])), float(spread)
+            return self._product(None, self._divided(np.ones(1), gram))
+        return self._product(None, self._multiplied(self._inverse(gram)[None]))
+
+    def _bounding_gram(self) -> np.ndarray:
+        return (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._even_gram()
+
+    def _uncorrelated(self, gram: np.ndarray) -> bool:
+        """Return whether the eigenvalues of `gram` with the penalty, scaled to a unit diagonal, are nearly the same."""
+        penalty, scale = self._scaled(gram)
+        spread = np.linalg.norm((gram + np.diag(penalty)) / scale / scale[:, None] - np.eye(len(gram)))
+        return bool(spread**2 <= FLAT * len(gram))
 
     def kronecker(self, params: Array) -> Preconditioner:
         """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""
