@@ -100,16 +100,19 @@ def main(
         raise SystemExit(1)
 
 
-def timed_fit(model: Any, data: Dataset, *, trace: bool = False, stop: Callable[[float], bool] | None = None) -> Fit:
+def timed_fit(
+    model: Any, data: Dataset, *, trace: bool = False, stop: Callable[[float, float], bool] | None = None
+) -> Fit:
     """Fit a model and return how that went.
 
-    With `trace`, the model is ours and shows its iterates; `stop`, given the seconds so far, ends the fit.
+    With `trace`, the model is ours and shows its iterates; `stop`, given the seconds so far and the objective,
+    ends the fit.
     """
     points: Curve = []
 
     def observe(iterate: Any) -> bool:
         points.append((time.perf_counter() - start, iterate.objective))
-        return stop is not None and stop(points[-1][0])
+        return stop is not None and stop(*points[-1])
 
     options = {"observe": observe} if trace else {}
     with warnings.catch_warnings(record=True) as caught:
@@ -215,7 +218,7 @@ def _turn(result: Result, data: Dataset, limit: float) -> list[Fit]:
     while sum(fit.seconds for fit in taken) < MIN_SECONDS and len(taken) < FITS_A_TURN:
         model = result.fitter.make(data.C, result.max_iter)
         if result.fitter.ours:
-            taken.append(timed_fit(model, data, trace=True, stop=lambda seconds: seconds > limit))
+            taken.append(timed_fit(model, data, trace=True, stop=lambda seconds, objective: seconds > limit))
         else:
             taken.append(timed_fit(model, data))
     return taken
@@ -238,7 +241,7 @@ def _reference(data: Dataset, limit: float) -> dict[str, float]:
     """Fit in float64 to a gradient norm of 1e-12, or as near to it as `limit` seconds allow."""
     wide = Dataset(data.name, data.X.astype(np.float64), data.y, data.C)
     model = ours(data.C, 100 * MAX_ITER, tol=1e-12)
-    fit = timed_fit(model, wide, trace=True, stop=lambda seconds: seconds > limit)
+    fit = timed_fit(model, wide, trace=True, stop=lambda seconds, objective: seconds > limit)
     return {"objective": fit.objective, "gradient_norm": model.gradient_norm_, "seconds": fit.seconds}
 
 
@@ -254,7 +257,7 @@ def _race(rival: Result, results: Sequence[Result], data: Dataset, limit: float)
             tol = tighter
             settle()
             model = ours(data.C, solver=result.fitter.name.removeprefix("softmax_xp "), tol=tol)
-            trace = timed_fit(model, data, trace=True, stop=lambda seconds: seconds > limit).trace
+            trace = timed_fit(model, data, trace=True, stop=lambda seconds, objective: seconds > limit).trace
         seconds = next((at for at, value in trace if value <= target), None)
         times[result.fitter.name] = {
             "seconds": seconds,

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from softmax_xp._arrays import (
-    Array,
-    accumulation_dtype,
-    block_bytes,
-    device_of,
-    is_numpy,
-    namespace,
-    row_blocks,
-)
+from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, device_of, is_numpy, namespace, row_blocks
 from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2

@@ -119,19 +119,19 @@ class Curvature:
         the features are nearly uncorrelated, it is the bound's diagonal, and progress is judged later.
         """
         if bool(self.objective.backend.xp.any(params != 0.0)):
-            self._finest = True
-            if self.blocks is not None and self._known(self.blocks):
-                return self._product(self.blocks.basis, self._multiplied(self.blocks.inverses))
-            if self.cost(self.objective.coef_shape[0]) <= WARM:
+            known = self.blocks if self.blocks is not None and self._known(self.blocks) else None
+            self._finest = known is not None or self.cost(self.objective.coef_shape[0]) <= WARM
+            if known is not None:
+                return self._product(known.basis, self._multiplied(known.inverses))
+            if self._finest:
                 return self.class_blocks(params)
-            self._finest = False
         if self.cost(1) > CHEAP:
             return None
         gram = self._bounding_gram()
         if gram.ndim == 2 and self._uncorrelated(gram):
             self._wait = float(PATIENCE)
-            return self._product(None, self._divided(np.ones(1), np.diag(gram)))
-        return self.bound()
+            gram = np.diag(gram)
+        return self._inverted(gram)
 
     def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
         """Return what makes a better preconditioner at given parameters where that pays, else None.
@@ -184,7 +184,10 @@ class Curvature:
 
     def bound(self) -> Preconditioner:
         """Return the inverse of the bound: one matrix for all classes."""
-        gram = self._bounding_gram()
+        return self._inverted(self._bounding_gram())
+
+    def _inverted(self, gram: np.ndarray) -> Preconditioner:
+        """Return the inverse of `gram`, given whole or as a diagonal, with the penalty: the same for all classes."""
         if gram.ndim == 1:
             return self._product(None, self._divided(np.ones(1), gram))
         return self._product(None, self._multiplied(self._inverse(gram)[None]))

@@ -140,7 +140,7 @@ def test_fits_are_judged_by_the_objective_at_their_coefficients():
     assert ours.estimated_gap == model.estimated_gap_
     theirs = fit.timed_fit(competitors.scikit_learn(iris.C), iris)
     assert theirs.objective == pytest.approx(ours.objective, rel=1e-3)
-    stopped = fit.timed_fit(competitors.ours(iris.C), iris, trace=True, stop=lambda seconds: True)
+    stopped = fit.timed_fit(competitors.ours(iris.C), iris, trace=True, stop=lambda seconds, objective: True)
     assert stopped.n_iter == 1
     assert "ended by the observer" in stopped.warnings[0]
     few = fit.timed_fit(competitors.scikit_learn(iris.C, 2), iris)

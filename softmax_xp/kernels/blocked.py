@@ -182,7 +182,7 @@ def _sums_by_lanes(
     n_coef = maps[0][0].shape[0]
     # Rows of zeros, whose products are zero, where they make the multiplication of all rows faster.
     height = n_coef + (-n_coef % FLOAT32_COLUMNS if n_coef > 1 and X.itemsize == 4 else 0)
-    padded = [np.concatenate([coef, np.zeros((height - n_coef, n_features), X.dtype)]) for coef, _ in maps]
+    padded = [coef if height == n_coef else np.pad(coef, ((0, height - n_coef), (0, 0))) for coef, _ in maps]
     row_bytes = (n_features + len(maps) * n_coef) * X.itemsize
     step = min(max(BLOCK_BYTES // row_bytes, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
     step = max(step, MIN_BLOCK_WORK // (n_features * n_coef), 1)
