@@ -309,12 +309,17 @@ def small_blocks(monkeypatch):
 
 
 # The ways to share out an evaluation, on small problems: lanes of two and three blocks of three rows, with logits
-# class-major and row-major, and superblocks of 25 rows, of tiles of 20 rows and 3 classes, passed over row by row; the
-# last of each is shorter.
+# class-major and row-major, and of blocks of seven rows in pieces of two; and superblocks of 25 rows, of tiles of 20
+# rows and 3 classes, passed over row by row. The last of each is shorter.
 LANES = {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "MIN_BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5}
 SCHEDULES = {
     "lanes": LANES,
     "lanes, row-major": {**LANES, "MAX_CLASS_MAJOR": 0},
+    "lanes, in pieces": {
+        **LANES,
+        "MIN_BLOCK_ROWS": 7,
+        "_piece_rows": lambda n_features, n_coef: 2,
+    },
     "superblocks": {
         "LANE_BYTES": 0,
         "SUPERBLOCK_BYTES": 1,
@@ -543,3 +548,24 @@ def test_providers_agree_where_a_class_is_masked(xp):
         xp.assert_close(loss, kept, "float32", "rows")
         expected = [[kept_grad[0, 0], 0, kept_grad[0, 1]], [*kept_grad[1], 0]]
         xp.assert_close(grad, expected, "float32", "grad")
+
+
+@pytest.mark.parametrize(("n_features", "n_coef"), [(784, 12), (64, 10), (2, 24), (1300, 24)])
+def test_pieces_are_products_that_openblas_does_without_copies(monkeypatch, n_features, n_coef):
+    monkeypatch.setattr(blocked, "blas_architectures", lambda: frozenset({"SkylakeX"}))
+    rows = blocked._piece_rows(n_features, n_coef)
+    assert rows >= 32
+    assert rows % 16 == 0
+    assert rows * n_features * n_coef <= 1_000_000 < (rows + 16) * n_features * n_coef
+
+
+def test_products_are_whole_where_pieces_would_not_pay(monkeypatch):
+    for architecture, n_features, n_coef in [
+        ("SkylakeX", 784, 1),
+        ("SkylakeX", 784, 25),
+        ("SkylakeX", 1400, 24),
+        ("Haswell", 784, 12),
+        ("Zen", 784, 12),
+    ]:
+        monkeypatch.setattr(blocked, "blas_architectures", lambda name=architecture: frozenset({name}))
+        assert blocked._piece_rows(n_features, n_coef) is None

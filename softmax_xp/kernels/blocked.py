@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from softmax_xp._arrays import row_blocks
-from softmax_xp.kernels.workspace import Workspace
+from softmax_xp.kernels.workspace import Workspace, blas_architectures
 
 # A block of X and its logits should pass from the first product to the second inside the cache: 4 MiB is a core's
 # share of a current third-level cache. Smaller blocks lose to the calls around them: at (D, C) = (64, 10) blocks of
@@ -29,6 +29,16 @@ ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned
 MIN_LANES, MAX_LANES = 16, 64
 LANE_BYTES = 32 << 20
 FLOAT32_COLUMNS = 4  # that OpenBLAS multiplies at a time; 12 classes take less time than 10
+# OpenBLAS copies both matrices of a product first, which with few classes takes longer than the multiplications. For
+# processors with AVX-512 it has kernels that do without, for products of up to so many multiplications: there, pieces
+# of a block take down to half of its time. With more classes their logits, which such a product can only write row by
+# row, take as long to be transposed; with fewer rows a piece, so do the additions between pieces.
+WITHOUT_COPIES = frozenset({"SkylakeX", "Cooperlake", "SapphireRapids"})
+PIECE_WORK = 1_000_000
+PIECE_ROUND = 16
+MIN_PIECE_ROWS = 32
+MAX_PIECE_CLASSES = 24
+PIECES_BYTES = 1 << 20  # of products that wait to be added: they stay in the second-level cache
 # With many coefficients each block costs a pass over the gradient, so that it must have rows enough to pay for it. A
 # product is cut into tiles, each of which BLAS packs anew: smaller ones lose to that, larger ones are too few.
 SUPERBLOCK_BYTES = 16 << 20
@@ -180,15 +190,23 @@ def _sums_by_lanes(
     """Few coefficients: each task does both products of its rows while these are in cache, into sums of its own."""
     n_rows, n_features = X.shape
     n_coef = maps[0][0].shape[0]
+    class_major = n_coef <= MAX_CLASS_MAJOR
     # Rows of zeros, whose products are zero, where they make the multiplication of all rows faster.
     height = n_coef + (-n_coef % FLOAT32_COLUMNS if n_coef > 1 and X.itemsize == 4 else 0)
     padded = [coef if height == n_coef else np.pad(coef, ((0, height - n_coef), (0, 0))) for coef, _ in maps]
     row_bytes = (n_features + len(maps) * n_coef) * X.itemsize
     step = min(max(BLOCK_BYTES // row_bytes, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
     step = max(step, MIN_BLOCK_WORK // (n_features * n_coef), 1)
+    piece = _piece_rows(n_features, height)
+    if piece is not None and piece < min(step, n_rows):
+        step = min(step, piece * max(1, PIECES_BYTES // (height * n_features * X.itemsize)))
+    else:
+        piece = None
     n_lanes = min(-(-n_rows // step), MAX_LANES, LANE_BYTES // (n_coef * n_features * X.itemsize))
-    blocks = _parts(n_rows, -(-n_rows // (step * n_lanes)) * n_lanes, ROUND if step > ROUND else 1)
+    unit = piece or (ROUND if step > ROUND else 1)
+    blocks = _parts(n_rows, -(-n_rows // (step * n_lanes)) * n_lanes, unit)
     n_lanes = min(n_lanes, len(blocks))
+    transposed = [np.ascontiguousarray(coef.T) if piece else coef.T for coef in padded]
     loss = np.zeros(n_lanes)
     grad_coef = workspace.buffer("grad_coef", (n_lanes, height, n_features), X.dtype, shared=True)
     grad_intercept = None if maps[0][1] is None else np.zeros((n_lanes, n_coef), dtype=X.dtype)
@@ -199,12 +217,13 @@ def _sums_by_lanes(
             X_block = X[rows]
             losses = workspace.buffer("losses", (len(X_block),), X.dtype)
             products = []
-            for i, coef in enumerate(padded):
-                if n_coef <= MAX_CLASS_MAJOR:
+            for i, coef in enumerate(transposed):
+                if class_major:
                     z = workspace.buffer(f"logits {i}", (height, len(X_block)), X.dtype).T
                 else:
                     z = workspace.buffer(f"logits {i}", (len(X_block), height), X.dtype)
-                products.append(np.matmul(X_block, coef.T, out=z))
+                _multiply(X_block, coef, piece, z, workspace)
+                products.append(z)
             logits = [z[:, :n_coef] for z in products]
             for z, (_, intercept) in zip(logits, maps, strict=True):
                 if intercept is not None:
@@ -214,10 +233,11 @@ def _sums_by_lanes(
             if grad_intercept is not None:
                 grad_intercept[k] += logits[0].sum(axis=0)
             if rows is own[0]:
-                np.matmul(products[0].T, X_block, out=grad_coef[k])
+                _multiply_back(products[0].T, X_block, piece, grad_coef[k], workspace)
             else:
-                product = workspace.buffer("product", (height, n_features), X.dtype)
-                grad_coef[k] += np.matmul(products[0].T, X_block, out=product)
+                product = workspace.buffer("gradient", (height, n_features), X.dtype)
+                _multiply_back(products[0].T, X_block, piece, product, workspace)
+                grad_coef[k] += product
 
     workspace.map(lane, range(n_lanes))
     total = np.empty((n_coef, n_features), dtype=X.dtype)
@@ -227,6 +247,45 @@ def _sums_by_lanes(
 
     workspace.map(add_lanes, _parts(n_coef, -(-grad_coef.nbytes // BLOCK_BYTES)))
     return loss.sum(), total, None if grad_intercept is None else grad_intercept.sum(axis=0)
+
+
+def _piece_rows(n_features: int, n_coef: int) -> int | None:
+    """Return how many rows a product is to have, or None where it is best done whole."""
+    rows = PIECE_WORK // (n_features * n_coef) // PIECE_ROUND * PIECE_ROUND
+    suits = 1 < n_coef <= MAX_PIECE_CLASSES and rows >= MIN_PIECE_ROWS
+    return rows if suits and WITHOUT_COPIES & blas_architectures() else None
+
+
+def _multiply(X: np.ndarray, coef: np.ndarray, piece: int | None, out: np.ndarray, workspace: Workspace) -> None:
+    """Write X (m, D) @ coef (D, K) to `out`, by products of `piece` rows."""
+    if piece is None:
+        np.matmul(X, coef, out=out)
+        return
+    product = workspace.buffer("product", out.shape, out.dtype)
+    for rows, logits in zip(_pieces(X, piece), _pieces(product, piece), strict=True):
+        np.matmul(rows, coef, out=logits)
+    out[...] = product
+
+
+def _multiply_back(
+    dlogits: np.ndarray, X: np.ndarray, piece: int | None, out: np.ndarray, workspace: Workspace
+) -> None:
+    """Write dlogits (K, m) @ X (m, D), the sum of products of `piece` rows, to `out`."""
+    if piece is None:
+        np.matmul(dlogits, X, out=out)
+        return
+    products = workspace.buffer("products", (-(-len(X) // piece), *out.shape), out.dtype)
+    done = 0
+    for slopes, rows in zip(_pieces(dlogits.T, piece), _pieces(X, piece), strict=True):
+        np.matmul(slopes.transpose(0, 2, 1), rows, out=products[done : done + len(rows)])
+        done += len(rows)
+    products.sum(axis=0, out=out)
+
+
+def _pieces(x: np.ndarray, piece: int) -> list[np.ndarray]:
+    """Return views of x (m, n) as (k, piece, n), and of the rows that are left as (1, m - k piece, n)."""
+    m = len(x) - len(x) % piece
+    return [part for part in (x[:m].reshape(-1, piece, x.shape[1]), x[None, m:]) if part.size]
 
 
 def _sums_by_superblocks(

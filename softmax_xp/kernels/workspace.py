@@ -126,6 +126,13 @@ class _BlasOnOneThread(AbstractContextManager[None]):
 
 
 @cache
+def blas_architectures() -> frozenset[str]:
+    """Return the names of the processors whose kernels OpenBLAS runs, if it is OpenBLAS that NumPy calls."""
+    libraries = _blas("scipy.linalg" in sys.modules).lib_controllers
+    return frozenset(library.architecture for library in libraries if library.internal_api == "openblas")
+
+
+@cache
 def _blas(with_scipy: bool) -> ThreadpoolController:
     """Return what controls the BLAS libraries that are loaded: SciPy brings its own."""
     return ThreadpoolController().select(user_api="blas")
