@@ -22,12 +22,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
 from scipy.linalg import lapack, solve_triangular
 
-from softmax_xp._arrays import Array, accumulation_dtype, dtype_name, row_blocks, to_numpy
+from softmax_xp._arrays import Array, accumulation_dtype, dtype_name, is_numpy, row_blocks, to_numpy
 from softmax_xp.objective import LinearObjective
 
 # Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
@@ -40,6 +41,7 @@ RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite 
 SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
 BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
+PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
@@ -374,23 +376,24 @@ class Curvature:
     def _multiplied(self, matrices: np.ndarray) -> Callable[[Array], Array]:
         """Return the product with (K or 1, D + 1, D + 1) matrices, one for each row of coef and its intercept."""
         objective = self.objective
-        xp, n_coef = objective.backend.xp, objective.coef_shape[0]
+        xp = objective.backend.xp
         wide = accumulation_dtype(xp, objective.backend.device)
         factors = objective.backend.asarray(matrices, dtype_name(wide))
         if len(matrices) == 1:
             return lambda rows: rows @ factors[0, :, :]
-        n_parts = objective.workspace.workers
-        parts = [slice(n_coef * i // n_parts, n_coef * (i + 1) // n_parts) for i in range(n_parts)]
+        n_parts = PARTS if is_numpy(objective.X) else 1
+        ends = [self.n_columns * i // n_parts for i in range(n_parts + 1)]
+        parts = [slice(start, stop) for start, stop in pairwise(ends)]
 
         def product(rows: Array) -> Array:
-            by_class = xp.permute_dims(rows, (1, 0, 2))  # (K, m, D + 1)
+            by_class = xp.permute_dims(rows, (1, 2, 0))  # (K, D + 1, m)
             out = xp.empty_like(by_class)
 
             def multiply(part: slice) -> None:
-                out[part, :, :] = by_class[part, :, :] @ factors[part, :, :]
+                out[:, part, :] = factors[:, part, :] @ by_class
 
             objective.workspace.map(multiply, parts)
-            return xp.permute_dims(out, (1, 0, 2))
+            return xp.permute_dims(out, (2, 0, 1))
 
         return product
 
