@@ -45,7 +45,7 @@ SUPERBLOCK_BYTES = 16 << 20
 MIN_SUPERBLOCK_ROWS = 512
 SUPERBLOCK_ROWS_PER_FEATURE = 2
 TILE_ROWS, TILE_CLASSES = 512, 1024
-TASK_BYTES = 512 << 10  # of logits in one task of the row pass: they stay in the second-level cache
+TASK_BYTES = 1 << 20  # of logits in one task of the row pass: they stay in the second-level cache
 # Up to so many classes, logits are class-major: NumPy then goes over them in long loops, one class at a time. Above,
 # a row is long enough, and its sum, which NumPy forms pairwise along contiguous memory, is the better for it.
 MAX_CLASS_MAJOR = 1024
@@ -149,7 +149,7 @@ def linear_hessian_product(
         else:
             p -= p.max(axis=1, keepdims=True)
             np.exp(p, out=p)
-            p /= p.sum(axis=1, keepdims=True)
+            p /= _over_classes(p)[:, None]
             u -= np.einsum("ij,ij->i", p, u)[:, None]
         p *= u
         if weight is not None:
@@ -231,7 +231,7 @@ def _sums_by_lanes(
             row_pass(logits, rows, losses)
             loss[k] += losses.sum(dtype=np.float64)
             if grad_intercept is not None:
-                grad_intercept[k] += logits[0].sum(axis=0)
+                grad_intercept[k] += _over_rows(logits[0])
             if rows is own[0]:
                 _multiply_back(products[0].T, X_block, piece, grad_coef[k], workspace)
             else:
@@ -323,7 +323,7 @@ def _sums_by_superblocks(
         k, rows = task
         row_pass([z[rows] for z in logits], slice(block.start + rows.start, block.start + rows.stop), losses[rows])
         if grad_intercept is not None:
-            logits[0][rows].sum(axis=0, out=slopes[k])
+            slopes[k] = _over_rows(logits[0][rows])
 
     def multiply_back(block: slice, part: slice) -> None:
         dlogits, X_block = logits[0][: block.stop - block.start].T, X[block]
@@ -395,7 +395,7 @@ def _row_pass(
         mass = t.sum(axis=1)
         expected = (t * np.where(t > 0, z, 0)).sum(axis=1)  # probability 0 costs nothing, also at logit -inf
     np.exp(z, out=z)
-    s = z.sum(axis=1)
+    s = _over_classes(z)
     np.subtract(np.log(s) * mass, expected, out=losses)
     if grad:
         z *= (mass / s)[:, None]
@@ -436,6 +436,18 @@ def _logistic_pass(
     if weight is not None:
         z *= weight
         losses *= weight
+
+
+def _over_classes(z: np.ndarray) -> np.ndarray:
+    """Return the sum of each row of z (m, C): as a product, which takes a third of the time of NumPy's sum."""
+    total: np.ndarray = z @ np.ones(z.shape[1], dtype=z.dtype)
+    return total
+
+
+def _over_rows(z: np.ndarray) -> np.ndarray:
+    """Return the sum of each column of z (m, C), in the same way."""
+    total: np.ndarray = np.ones(len(z), dtype=z.dtype) @ z
+    return total
 
 
 def _entries(z: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
