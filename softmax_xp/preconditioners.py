@@ -45,18 +45,20 @@ PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without 
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
-INVERSE = 3.0  # times as long as those of a product in float32, that the multiplications of an inverse take
-EIGEN = 30.0  # the same for eigenvectors and all that is made of them
+# How much longer than those of a large product in float32 multiplications take:
+GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
+INVERSE = 3.0  # of an inverse
+EIGEN = 30.0  # of eigenvectors, and all that is made of them
 CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
-WARM = 40.0  # the same for a start that is near the optimum
-NEWTON = 40.0  # and for one step of Newton's method, which takes up to a hundred products
+WARM = 50.0  # the same for a start that is near the optimum
+NEWTON = 50.0  # and for one step of Newton's method, which takes up to a hundred products
 FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its diagonal does as well; a sample has 0.125
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
 RECENT = 4  # iterations whose progress counts
 MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
-SHARE_SAVED = 0.75  # of the iterations still to come, that a better estimate is taken to save
+SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
 
 
 @dataclass(frozen=True)
@@ -170,15 +172,15 @@ class Curvature:
     def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
-        By counting multiplications: m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or more
-        where it is reading X that takes the time; all but the bound need eigenvectors of the classes, too. Infinite
-        where the matrices would not fit, and nothing where the problem is small.
+        By counting multiplications: GRAM m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or
+        more where it is reading X that takes the time; all but the bound need eigenvectors of the classes, too.
+        Infinite where the matrices would not fit, and nothing where the problem is small.
         """
         n_coef, n_features = self.objective.coef_shape
         if n_matrices > 1 and 8 * n_matrices * max(self.n_columns**2, n_matrices) > self.max_bytes:
             return math.inf
         n_columns = self.n_columns if self._holds_matrix() else 1
-        work = n_matrices * (self.n_sampled * n_columns**2 / 2 + factor * n_columns**3)
+        work = n_matrices * (GRAM * self.n_sampled * n_columns**2 / 2 + factor * n_columns**3)
         if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
             work += EIGEN * n_coef**3
         evaluation = 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM)

@@ -399,21 +399,21 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     f = LinearObjective(backend_of(X), X, y, 5, L2(1e-3), fit_intercept=False)
     assert Curvature(f, AMPLE).cost(5) == 0.0  # small enough not to count
     monkeypatch.setattr(preconditioners, "FREE", 0.0)
-    inverse, eigen = preconditioners.INVERSE, preconditioners.EIGEN
-    evaluation, gram, of_classes = 2 * 1000 * 30 * (5 + preconditioners.STREAM), 1000 * 30**2 / 2, eigen * 5**3
+    inverse, eigen, half = preconditioners.INVERSE, preconditioners.EIGEN, preconditioners.GRAM / 2
+    evaluation, gram, of_classes = 2 * 1000 * 30 * (5 + preconditioners.STREAM), 1000 * 30**2 * half, eigen * 5**3
     assert Curvature(f, AMPLE).cost(5) == pytest.approx((5 * (gram + inverse * 30**3) + of_classes) / evaluation)
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
     assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
     with_intercept = LinearObjective(backend_of(X), X, y, 5, L2(1e-3))
-    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx((1000 * 31**2 / 2 + inverse * 31**3) / evaluation)
+    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx((1000 * 31**2 * half + inverse * 31**3) / evaluation)
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 4)
-    assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 / 2 + inverse * 30**3) / evaluation)
+    assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 * half + inverse * 30**3) / evaluation)
     bytes_of_blocks = 5 * 8 * 30**2
     assert Curvature(f, bytes_of_blocks).cost(5) == Curvature(f, AMPLE).cost(5)
     assert Curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
     assert Curvature(f, bytes_of_blocks - 1).cost(1) == Curvature(f, AMPLE).cost(1)
-    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 / 2 + inverse) / evaluation)
+    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * half + inverse) / evaluation)
     narrow = LinearObjective(backend_of(X), X[:, :2], y, 5, L2(1e-3), fit_intercept=False)
     assert Curvature(narrow, 8 * 5**2).cost(5) < math.inf  # the basis of the classes is the larger
     assert Curvature(narrow, 8 * 5**2 - 1).cost(5) == math.inf
