@@ -405,7 +405,8 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
     assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
     with_intercept = LinearObjective(backend_of(X), X, y, 5, L2(1e-3))
-    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx((1000 * 31**2 * half + inverse * 31**3) / evaluation)
+    work = 1000 * 31**2 * half + inverse * 31**3
+    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx(work / evaluation)
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 4)
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 * half + inverse * 30**3) / evaluation)
