@@ -163,7 +163,7 @@ def _mean(
         part = xp.astype(coef[rows, :], like.dtype, copy=False) / total + of_penalty(rows)
         mean[rows.start * n_features : rows.stop * n_features] = xp.reshape(part, (-1,))
 
-    workspace.map(finish, row_blocks(n_coef, 64 * n_features, block_bytes(device)))
+    workspace.map(finish, row_blocks(n_coef, 32 * n_features, block_bytes(device)))
     if intercept is not None:
         mean[size:] = xp.astype(intercept, like.dtype, copy=False) / total
     return mean

@@ -327,6 +327,7 @@ SCHEDULES = {
         "SUPERBLOCK_ROWS_PER_FEATURE": 0,
         "TILE_ROWS": 20,
         "TILE_CLASSES": 3,
+        "MIN_TILES": 1,
         "TASK_BYTES": 1,
     },
 }

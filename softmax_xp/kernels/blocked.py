@@ -40,12 +40,14 @@ MIN_PIECE_ROWS = 32
 MAX_PIECE_CLASSES = 24
 PIECES_BYTES = 1 << 20  # of products that wait to be added: they stay in the second-level cache
 # With many coefficients each block costs a pass over the gradient, so that it must have rows enough to pay for it. A
-# product is cut into tiles, each of which BLAS packs anew: smaller ones lose to that, larger ones are too few.
+# product is cut into tiles, each of which BLAS packs anew: smaller ones lose to that, larger ones are too few. Tasks of
+# the row pass that stay in the second-level cache lose to the calls in them.
 SUPERBLOCK_BYTES = 16 << 20
 MIN_SUPERBLOCK_ROWS = 512
 SUPERBLOCK_ROWS_PER_FEATURE = 2
-TILE_ROWS, TILE_CLASSES = 512, 1024
-TASK_BYTES = 1 << 20  # of logits in one task of the row pass: they stay in the second-level cache
+TILE_ROWS, TILE_CLASSES = 1024, 1024
+MIN_TILES = 8  # of a product: enough for some workers
+TASK_BYTES = 1 << 20  # of logits in one task of the row pass
 # Up to so many classes, logits are class-major: NumPy then goes over them in long loops, one class at a time. Above,
 # a row is long enough, and its sum, which NumPy forms pairwise along contiguous memory, is the better for it.
 MAX_CLASS_MAJOR = 1024
@@ -338,8 +340,9 @@ def _sums_by_superblocks(
 
     for block in blocks:
         m = block.stop - block.start
-        tiles = product(_parts(m, -(-m // TILE_ROWS)), _parts(n_coef, -(-n_coef // TILE_CLASSES)))
-        workspace.map(partial(multiply, block), tiles)
+        tall = -(-m // TILE_ROWS)
+        wide = max(-(-n_coef // TILE_CLASSES), -(-MIN_TILES // tall))
+        workspace.map(partial(multiply, block), product(_parts(m, tall), _parts(n_coef, wide)))
         tasks = _parts(m, -(-m * row_bytes // TASK_BYTES))
         slopes = np.empty((len(tasks), n_coef), dtype=X.dtype)
         workspace.map(partial(pass_over, block, slopes), enumerate(tasks))
@@ -347,7 +350,7 @@ def _sums_by_superblocks(
         if grad_intercept is not None:
             grad_intercept += slopes.sum(axis=0)
         length = grad_coef.shape[across]
-        workspace.map(partial(multiply_back, block), _parts(length, -(-length // TILE_ROWS)))
+        workspace.map(partial(multiply_back, block), _parts(length, max(-(-length // TILE_CLASSES), MIN_TILES)))
     return loss, grad_coef, grad_intercept
 
 
