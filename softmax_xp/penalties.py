@@ -22,7 +22,8 @@ class L2:
         """Return the penalty, a 0-d array in the widest floating dtype of the device."""
         xp = namespace(coef=coef)
         wide = xp.astype(coef, accumulation_dtype(xp, device_of(coef)), copy=False)
-        return 0.5 * self.strength * xp.sum(wide * wide)
+        flat = xp.reshape(wide, (-1,))
+        return 0.5 * self.strength * xp.vecdot(flat, flat)
 
     def grad(self, coef: Array) -> Array:
         """Return the gradient, strength * coef, in the shape and dtype of `coef`."""

@@ -194,6 +194,18 @@ def test_descent_params_of_float64_go_on_where_float32_rows_end(rng, method):
     assert float(wide.value_and_grad(solution.params)[0]) <= best * (1 + 1e-10)
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_lbfgs_ends_where_all_that_its_pairs_hold_is_rounding(seed):
+    """Their decrement may then be any share of the gap, and what has been found of that ratio must not last."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(40, 4)).astype("float32")
+    f = LinearObjective(backend_of(X), X, rng.integers(0, 3, size=40), 3, L2(0.05))
+    solution = lbfgs.minimize(
+        f.value_and_grad, np.zeros(15), tol=1e-11, noise=f.rounding_error, hessian_product=f.hessian_product
+    )
+    assert solution.converged
+
+
 @pytest.mark.parametrize("memory", [1, 3, 20])
 def test_lbfgs_works_with_any_memory(rng, memory):
     f = softmax_problem(NumPyLibrary, rng, "float64")
