@@ -49,7 +49,7 @@ TILE_ROWS, TILE_CLASSES = 1024, 1024
 MIN_TILES = 8  # of a product: enough for some workers
 TASK_BYTES = 1 << 20  # of logits in one task of the row pass
 # Up to so many classes, logits are class-major: NumPy then goes over them in long loops, one class at a time. Above,
-# a row is long enough, and its sum, which NumPy forms pairwise along contiguous memory, is the better for it.
+# a row is long enough.
 MAX_CLASS_MAJOR = 1024
 
 

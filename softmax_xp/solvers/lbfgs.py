@@ -24,7 +24,7 @@ CHECK_ACCURACY = 0.4  # share of the gap that may have come late enough for more
 CHECK_PRODUCTS = 100
 LAST_PRODUCTS = 20  # where the solve has to end: what is wanted then is how far it is, not whether it may end
 SMALLEST = 1e-100  # curvature along a step whose inverse, and square, are still numbers
-FORGET = 0.8  # of a ratio of gaps, with each step: of pairs that are mostly rounding it may be any number
+MOST_UNDERSTATED = 1e3  # ratio of gaps that is remembered: of pairs that are mostly rounding it may be any number
 RECENT = 4  # steps whose gain is held against the gap expected before them
 
 # Called after each step with the estimated gap and the one at which the solve ends; returns what makes a better
@@ -80,7 +80,7 @@ class _LBFGS:
             self._gap, self._checked = gap, point
             if math.isinf(gap):
                 return direction, gap, 1.0
-            self.understated = max(1.0, gap / decrement)
+            self.understated = min(max(1.0, gap / decrement), MOST_UNDERSTATED)
             if gap > target:
                 return newton, gap, 1.0
         return direction, gap, 1.0 if self.pairs or self.precondition else None
@@ -92,7 +92,6 @@ class _LBFGS:
         if float(curvature) > SMALLEST:
             self.pairs.append((s, y, 1.0 / curvature))
         self._stepped = True
-        self.understated = max(1.0, FORGET * self.understated)
 
     def restarted(self) -> bool:
         had = bool(self.pairs)
