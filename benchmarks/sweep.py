@@ -146,6 +146,6 @@ def _draw(canvas: Any, train: Dataset, rows: list[dict[str, Any]]) -> None:
         axes.set_xscale("log")
         axes.set_xlabel("C")
         axes.grid(alpha=0.3)
-    seconds.legend()
+    accuracy.legend()
     seconds.legend()
     canvas.suptitle(f"Warm-started sweep: {train.name}, {len(train.X)} rows")

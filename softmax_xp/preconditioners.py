@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import TypeAlias
 
 import numpy as np
@@ -383,9 +382,7 @@ class Curvature:
         factors = objective.backend.asarray(matrices, dtype_name(wide))
         if len(matrices) == 1:
             return lambda rows: rows @ factors[0, :, :]
-        n_parts = PARTS if is_numpy(objective.X) else 1
-        ends = [self.n_columns * i // n_parts for i in range(n_parts + 1)]
-        parts = [slice(start, stop) for start, stop in pairwise(ends)]
+        parts = list(row_blocks(self.n_columns, 1, -(-self.n_columns // (PARTS if is_numpy(objective.X) else 1))))
 
         def product(rows: Array) -> Array:
             by_class = xp.permute_dims(rows, (1, 2, 0))  # (K, D + 1, m)

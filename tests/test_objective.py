@@ -318,7 +318,7 @@ SCHEDULES = {
     "lanes, in pieces": {
         **LANES,
         "MIN_BLOCK_ROWS": 7,
-        "_piece_rows": lambda n_features, n_coef: 2,
+        "_piece_rows": lambda n_rows, n_features, n_coef: 2 if n_rows > 2 else None,
     },
     "superblocks": {
         "LANE_BYTES": 0,
@@ -554,10 +554,11 @@ def test_providers_agree_where_a_class_is_masked(xp):
 @pytest.mark.parametrize(("n_features", "n_coef"), [(784, 12), (64, 10), (2, 24), (1300, 24)])
 def test_pieces_are_products_that_openblas_does_without_copies(monkeypatch, n_features, n_coef):
     monkeypatch.setattr(blocked, "blas_architectures", lambda: frozenset({"SkylakeX"}))
-    rows = blocked._piece_rows(n_features, n_coef)
+    rows = blocked._piece_rows(1_000_000, n_features, n_coef)
     assert rows >= 32
     assert rows % 16 == 0
     assert rows * n_features * n_coef <= 1_000_000 < (rows + 16) * n_features * n_coef
+    assert blocked._piece_rows(rows, n_features, n_coef) is None  # one piece is the whole
 
 
 def test_products_are_whole_where_pieces_would_not_pay(monkeypatch):
@@ -569,4 +570,4 @@ def test_products_are_whole_where_pieces_would_not_pay(monkeypatch):
         ("Zen", 784, 12),
     ]:
         monkeypatch.setattr(blocked, "blas_architectures", lambda name=architecture: frozenset({name}))
-        assert blocked._piece_rows(n_features, n_coef) is None
+        assert blocked._piece_rows(1_000_000, n_features, n_coef) is None

@@ -199,11 +199,9 @@ def _sums_by_lanes(
     row_bytes = (n_features + len(maps) * n_coef) * X.itemsize
     step = min(max(BLOCK_BYTES // row_bytes, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
     step = max(step, MIN_BLOCK_WORK // (n_features * n_coef), 1)
-    piece = _piece_rows(n_features, height)
-    if piece is not None and piece < min(step, n_rows):
+    piece = _piece_rows(min(step, n_rows), n_features, height)
+    if piece is not None:
         step = min(step, piece * max(1, PIECES_BYTES // (height * n_features * X.itemsize)))
-    else:
-        piece = None
     n_lanes = min(-(-n_rows // step), MAX_LANES, LANE_BYTES // (n_coef * n_features * X.itemsize))
     unit = piece or (ROUND if step > ROUND else 1)
     blocks = _parts(n_rows, -(-n_rows // (step * n_lanes)) * n_lanes, unit)
@@ -251,10 +249,10 @@ def _sums_by_lanes(
     return loss.sum(), total, None if grad_intercept is None else grad_intercept.sum(axis=0)
 
 
-def _piece_rows(n_features: int, n_coef: int) -> int | None:
-    """Return how many rows a product is to have, or None where it is best done whole."""
+def _piece_rows(n_rows: int, n_features: int, n_coef: int) -> int | None:
+    """Return how many rows at a time a product of `n_rows` should take, or None where it is best done whole."""
     rows = PIECE_WORK // (n_features * n_coef) // PIECE_ROUND * PIECE_ROUND
-    suits = 1 < n_coef <= MAX_PIECE_CLASSES and rows >= MIN_PIECE_ROWS
+    suits = 1 < n_coef <= MAX_PIECE_CLASSES and MIN_PIECE_ROWS <= rows < n_rows
     return rows if suits and WITHOUT_COPIES & blas_architectures() else None
 
 
