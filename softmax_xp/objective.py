@@ -160,9 +160,10 @@ def _mean(
     mean = xp.empty(size + (0 if intercept is None else n_coef), dtype=like.dtype, device=device)
 
     def finish(rows: slice) -> None:
-        part = xp.astype(coef[rows, :], like.dtype, copy=False) / total
-        part += of_penalty(rows)
-        mean[rows.start * n_features : rows.stop * n_features] = xp.reshape(part, (-1,))
+        part = mean[rows.start * n_features : rows.stop * n_features]  # a view
+        part[...] = xp.reshape(coef[rows, :], (-1,))
+        part /= total
+        part += xp.reshape(of_penalty(rows), (-1,))
 
     workspace.map(finish, row_blocks(n_coef, 32 * n_features, block_bytes(device)))
     if intercept is not None:

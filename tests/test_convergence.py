@@ -191,7 +191,7 @@ def test_ctrl_c_in_a_task_leaves_a_usable_model(monkeypatch, call):
         calls.append(None)
         if len(calls) == call:
             raise KeyboardInterrupt
-        row_pass(*args, **kwargs)
+        return row_pass(*args, **kwargs)
 
     monkeypatch.setattr(blocked, "MIN_BLOCK_WORK", 1)
     monkeypatch.setattr(blocked, "_row_pass", interrupted)

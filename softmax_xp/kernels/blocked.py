@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise, product
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -45,7 +45,7 @@ PIECES_BYTES = 1 << 20  # of products that wait to be added: they stay in the se
 SUPERBLOCK_BYTES = 16 << 20
 MIN_SUPERBLOCK_ROWS = 512
 SUPERBLOCK_ROWS_PER_FEATURE = 2
-TILE_ROWS, TILE_CLASSES = 1024, 1024
+TILE_ROWS, TILE_CLASSES = 1024, 2048
 MIN_TILES = 8  # of a product: enough for some workers
 TASK_BYTES = 1 << 20  # of logits in one task of the row pass
 # Up to so many classes, logits are class-major: NumPy then goes over them in long loops, one class at a time. Above,
@@ -54,8 +54,9 @@ MAX_CLASS_MAJOR = 1024
 
 
 Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
-# Takes the logits (m, C) of each map, their rows, and where to write the losses of these.
-RowPass: TypeAlias = Callable[[list[np.ndarray], slice, np.ndarray], None]
+# Takes the logits (m, C) of each map, their rows, and where to write the losses of these; returns what each row of the
+# first logits, as they are then, is still to be multiplied with (m,), or None for ones.
+RowPass: TypeAlias = Callable[[list[np.ndarray], slice, np.ndarray], np.ndarray | None]
 
 
 def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -85,7 +86,7 @@ def cross_entropy(
     losses = np.empty(logits.shape[0], dtype=logits.dtype)
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         z = logits[rows] - logits[rows].max(axis=1, keepdims=True)
-        _row_pass(z, targets[rows], _of(weight, rows), smoothing, losses[rows], grad=False)
+        _row_losses(z, targets[rows], _of(weight, rows), smoothing, losses[rows])
     return losses
 
 
@@ -102,7 +103,7 @@ def cross_entropy_with_grad(
     losses = np.empty(logits.shape[0], dtype=logits.dtype)
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         np.subtract(logits[rows], logits[rows].max(axis=1, keepdims=True), out=z[rows])
-        _row_pass(z[rows], targets[rows], _of(weight, rows), smoothing, losses[rows], grad=True)
+        _scale(z[rows], _row_pass(z[rows], targets[rows], _of(weight, rows), smoothing, losses[rows]))
     return losses, grad
 
 
@@ -115,19 +116,21 @@ def linear_sums(
     smoothing: float = 0.0,
     workspace: Workspace | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept."""
+    """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept.
+
+    The gradient may lie in memory of the workspace, until the next evaluation in it.
+    """
     if coef.shape[0] == 2:  # two classes differ by one logit, and their gradients by the sign
         intercept = None if intercept is None else intercept[1:] - intercept[:1]
         loss, grad, slope = linear_sums(coef[1:] - coef[:1], intercept, X, targets, weight, smoothing, workspace)
         return loss, np.concatenate([-grad, grad]), None if slope is None else np.concatenate([-slope, slope])
 
-    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> None:
+    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> np.ndarray | None:
         (z,) = logits
         if z.shape[1] == 1:
-            _logistic_pass(z[:, 0], targets[rows], _of(weight, rows), smoothing, losses)
-        else:
-            z -= z.max(axis=1, keepdims=True)
-            _row_pass(z, targets[rows], _of(weight, rows), smoothing, losses, grad=True)
+            return _logistic_pass(z[:, 0], targets[rows], _of(weight, rows), smoothing, losses)
+        z -= z.max(axis=1, keepdims=True)
+        return _row_pass(z, targets[rows], _of(weight, rows), smoothing, losses)
 
     return _sums([(coef, intercept)], X, row_pass, workspace or Workspace())
 
@@ -141,22 +144,25 @@ def linear_hessian_product(
     weight: np.ndarray | None = None,
     workspace: Workspace | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
+    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction.
 
-    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> None:
-        p, u = logits
-        if p.shape[1] == 1:  # p (1 - p) u
-            np.exp(-np.abs(p), out=p)
-            p /= (1.0 + p) ** 2
-        else:
-            p -= p.max(axis=1, keepdims=True)
-            np.exp(p, out=p)
-            p /= _over_classes(p)[:, None]
-            u -= np.einsum("ij,ij->i", p, u)[:, None]
-        p *= u
-        if weight is not None:
-            p *= weight[rows, None]
-        losses[:] = 0
+    It may lie in memory of the workspace, until the next evaluation in it.
+    """
+
+    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> np.ndarray | None:
+        z, u = logits
+        own, losses[:] = _of(weight, rows), 0
+        if z.shape[1] == 1:  # p (1 - p) u
+            np.exp(-np.abs(z), out=z)
+            z /= (1.0 + z) ** 2
+            z *= u
+            return own
+        z -= z.max(axis=1, keepdims=True)
+        np.exp(z, out=z)
+        s = _over_classes(z)
+        u -= (np.einsum("ij,ij->i", z, u) / s)[:, None]
+        z *= u
+        return 1.0 / s if own is None else own / s
 
     maps = [(coef, intercept), (direction, direction_intercept)]
     return _sums(maps, X, row_pass, workspace or Workspace())[1:]
@@ -172,8 +178,8 @@ def _sums(
 
     `row_pass` gets the logits of each map, (m, C), one column for two classes; it writes the losses of the rows, and
     turns the first logits into what X is to be multiplied with, and what is summed for the intercept where there is
-    one. The blocks and the order in which they are added depend on the shapes alone, and so does every bit of the
-    result.
+    one, but for a factor of each row: that is given to the logits or to X, whichever has fewer columns. The blocks and
+    the order in which they are added depend on the shapes alone, and so does every bit of the result.
     """
     few = maps[0][0].size * X.itemsize * MIN_LANES <= LANE_BYTES
     maps = [
@@ -228,10 +234,15 @@ def _sums_by_lanes(
             for z, (_, intercept) in zip(logits, maps, strict=True):
                 if intercept is not None:
                     z += intercept
-            row_pass(logits, rows, losses)
+            scale = row_pass(logits, rows, losses)
             loss[k] += losses.sum(dtype=np.float64)
             if grad_intercept is not None:
-                grad_intercept[k] += _over_rows(logits[0])
+                grad_intercept[k] += _over_rows(logits[0], scale)
+            if scale is not None and n_features < n_coef:
+                scaled = workspace.buffer("scaled X", X_block.shape, X.dtype)
+                X_block = np.multiply(X_block, scale[:, None], out=scaled)
+            else:
+                _scale(logits[0], scale)
             if rows is own[0]:
                 _multiply_back(products[0].T, X_block, piece, grad_coef[k], workspace)
             else:
@@ -307,8 +318,9 @@ def _sums_by_superblocks(
     logits = [workspace.buffer(f"logits {i}", (height, n_coef), X.dtype, shared=True) for i in range(len(maps))]
     losses = workspace.buffer("losses", (height,), X.dtype, shared=True)
     loss = np.zeros(())
-    grad_coef = np.empty((n_coef, n_features), dtype=X.dtype)
+    grad_coef = workspace.buffer("grad_coef", (n_coef, n_features), X.dtype, shared=True)
     grad_intercept = None if maps[0][1] is None else np.zeros(n_coef, dtype=X.dtype)
+    scaled = workspace.buffer("scaled X", (height, n_features), X.dtype, shared=True) if n_features < n_coef else None
     across = 0 if n_coef >= n_features else 1
 
     def multiply(block: slice, tile: tuple[slice, slice]) -> None:
@@ -321,12 +333,18 @@ def _sums_by_superblocks(
 
     def pass_over(block: slice, slopes: np.ndarray, task: tuple[int, slice]) -> None:
         k, rows = task
-        row_pass([z[rows] for z in logits], slice(block.start + rows.start, block.start + rows.stop), losses[rows])
+        own = slice(block.start + rows.start, block.start + rows.stop)
+        scale = row_pass([z[rows] for z in logits], own, losses[rows])
         if grad_intercept is not None:
-            slopes[k] = _over_rows(logits[0][rows])
+            slopes[k] = _over_rows(logits[0][rows], scale)
+        if scaled is None:
+            _scale(logits[0][rows], scale)
+        else:
+            np.multiply(X[own], 1.0 if scale is None else scale[:, None], out=scaled[rows])
 
     def multiply_back(block: slice, part: slice) -> None:
-        dlogits, X_block = logits[0][: block.stop - block.start].T, X[block]
+        m = block.stop - block.start
+        dlogits, X_block = logits[0][:m].T, X[block] if scaled is None else scaled[:m]
         if across == 0:
             own, dlogits = grad_coef[part], dlogits[part]
         else:
@@ -373,70 +391,80 @@ def _parts(n: int, n_parts: int, unit: int = 1) -> list[slice]:
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
-def _row_pass(
-    z: np.ndarray,
-    targets: np.ndarray,
-    weight: np.ndarray | None,
-    smoothing: float,
-    losses: np.ndarray,
-    *,
-    grad: bool,
-) -> None:
-    """Write the losses of one block of shifted logits `z` (m, C), and turn `z` into their gradient if `grad`."""
-    n_classes = z.shape[1]
-    labelled = targets.ndim == 1
-    mass: np.ndarray | float = 1.0
-    if labelled:
-        memory, at_label = _entries(z, targets)
+def _row_losses(
+    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
+) -> tuple[np.ndarray, Any]:
+    """Write the losses of one block of shifted logits `z` (m, C), and turn `z` into its exponentials.
+
+    Returns the sums of these (m,), and the targets as `_entries` of z where they are labels, or as probabilities.
+    """
+    if targets.ndim == 1:
+        t: Any = _entries(z, targets)
+        memory, at_label = t
         expected = (1.0 - smoothing) * memory[at_label]  # sum_k t_k z_k, (m,)
         if smoothing:
             expected += smoothing * z.mean(axis=1)
+        np.exp(z, out=z)
+        s = _over_classes(z)
+        np.subtract(np.log(s), expected, out=losses)
     else:
-        t = ((1.0 - smoothing) * targets + smoothing / n_classes).astype(z.dtype, copy=False)
-        mass = t.sum(axis=1)
+        t = ((1.0 - smoothing) * targets + smoothing / z.shape[1]).astype(z.dtype, copy=False)
         expected = (t * np.where(t > 0, z, 0)).sum(axis=1)  # probability 0 costs nothing, also at logit -inf
-    np.exp(z, out=z)
-    s = _over_classes(z)
-    np.subtract(np.log(s) * mass, expected, out=losses)
-    if grad:
-        z *= (mass / s)[:, None]
-        if not labelled:
-            z -= t
-        else:
-            if smoothing:
-                z -= smoothing / n_classes
-            memory[at_label] -= 1.0 - smoothing
-        if weight is not None:
-            z *= weight[:, None]
+        np.exp(z, out=z)
+        s = _over_classes(z)
+        np.subtract(np.log(s) * t.sum(axis=1), expected, out=losses)
     if weight is not None:
         losses *= weight
+    return s, t
+
+
+def _row_pass(
+    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
+) -> np.ndarray | None:
+    """Write the losses of one block of shifted logits `z` (m, C), and turn `z` into their gradient.
+
+    Returns the factor that each row of the gradient still lacks (m,), or None for ones.
+    """
+    s, t = _row_losses(z, targets, weight, smoothing, losses)
+    if targets.ndim == 2:
+        z *= (t.sum(axis=1) / s)[:, None]
+        z -= t
+        return weight
+    memory, at_label = t
+    if smoothing:
+        z -= (s * (smoothing / z.shape[1]))[:, None]
+    memory[at_label] -= (1.0 - smoothing) * s
+    return 1.0 / s if weight is None else weight / s
 
 
 def _logistic_pass(
     z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
-) -> None:
+) -> np.ndarray | None:
     """Do the same for two classes and the logit `z` (m,) of class 1, where class 0 has the logit 0."""
     t = targets.astype(z.dtype)
     if smoothing:
         t *= 1.0 - smoothing
         t += smoothing / 2
-    mass: np.ndarray | float = 1.0
+    mass = None
     if t.ndim == 2:
         t, mass = t[:, 1], t.sum(axis=1)
-    e = np.abs(z)
-    np.exp(np.negative(e, out=e), out=e)
-    s = 1.0 + e
-    np.log(s, out=losses)
-    losses += np.maximum(z, 0.0)  # log(1 + exp(z))
-    losses *= mass
-    losses -= t * z
-    positive = z > 0
-    np.divide(np.where(positive, 1, e), s, out=z)  # the probability of class 1
-    z *= mass
+    top = np.maximum(z, np.zeros_like(z))  # with the number 0 NumPy takes four times as long
+    expected = t * z
+    z -= top
+    np.exp(z, out=z)
+    np.subtract(top if mass is None else mass * top, expected, out=losses)
+    s = np.exp(np.negative(top, out=top), out=top)
+    s += z
+    z /= s
+    np.log(s, out=s)
+    if mass is not None:
+        s *= mass
+        z *= mass
+    losses += s
     z -= t
     if weight is not None:
-        z *= weight
         losses *= weight
+    return weight
 
 
 def _over_classes(z: np.ndarray) -> np.ndarray:
@@ -445,10 +473,16 @@ def _over_classes(z: np.ndarray) -> np.ndarray:
     return total
 
 
-def _over_rows(z: np.ndarray) -> np.ndarray:
-    """Return the sum of each column of z (m, C), in the same way."""
-    total: np.ndarray = np.ones(len(z), dtype=z.dtype) @ z
+def _over_rows(z: np.ndarray, scale: np.ndarray | None) -> np.ndarray:
+    """Return the sum of each column of z (m, C), each row times its scale, in the same way."""
+    total: np.ndarray = (np.ones(len(z), dtype=z.dtype) if scale is None else scale) @ z
     return total
+
+
+def _scale(z: np.ndarray, scale: np.ndarray | None) -> None:
+    """Multiply each row of z (m, C) with its scale."""
+    if scale is not None:
+        z *= scale[:, None]
 
 
 def _entries(z: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
