@@ -132,10 +132,12 @@ def penalised_mean(
     workspace : Workspace
     """
     values: dict[int, Array] = {}
+    xp = namespace(coef=coef)
 
     def of_penalty(rows: slice) -> Array:
-        values[rows.start] = penalty.value(coef[rows, :])
-        return penalty.grad(coef[rows, :])
+        own = xp.reshape(coef[rows, :], (-1,))  # a copy of what is transposed, once
+        values[rows.start] = penalty.value(own)
+        return penalty.grad(own)
 
     grad = _mean(sums[1:], total, coef, of_penalty, workspace)
     return sums[0] / total + sum(values[start] for start in sorted(values)), grad
