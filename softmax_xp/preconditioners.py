@@ -235,6 +235,7 @@ class Curvature:
         """
         if not self._holds_matrix():
             return self.kronecker(params)
+        self.blocks = None  # its memory is free before the next ones are made
         objective = self.objective
         xp, n_coef = objective.backend.xp, objective.coef_shape[0]
         mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight
@@ -271,33 +272,26 @@ class Curvature:
         n_rows, total = objective.X.shape[0], objective.total_weight
         n_coef = len(sizes)
         Q = objective.backend.asarray(basis, dtype_name(objective.X.dtype))
-        weights, index, of_block = [], [], []
-        carried = np.full(n_coef, 0.5)
+        weights = np.empty((n_coef, self.n_sampled))
+        index = np.empty(weights.shape, dtype=np.int32 if n_rows < 2**31 else np.int64)
+        passed = np.full((1, n_coef), 0.5)  # the sums of chances
         for rows, p in self._probabilities(objective.X, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
             if objective.sample_weight is not None:
                 weight = weight * objective.sample_weight[rows][:, None]
             share = np.maximum(to_numpy(weight).astype(np.float64), 0.0) / total
-            chance, taken = np.ones_like(share), np.ones(share.shape, dtype=bool)
-            if self.n_sampled < n_rows:  # systematic sampling: one row wherever the sum of chances passes an integer
-                chance = np.minimum(1.0, self.n_sampled * share / sizes)
-                passed = np.floor(carried + np.cumsum(chance, axis=0))
-                taken = np.diff(passed, axis=0, prepend=np.floor(carried)[None]) > 0
-                carried += chance.sum(axis=0)
-            row, k = np.nonzero(taken)
-            weights.append(share[row, k] / chance[row, k])
-            index.append((rows.start + row).astype(np.int32 if n_rows < 2**31 else np.int64))
-            of_block.append(k.astype(np.int32))
-        k = np.concatenate(of_block)
-        order = np.argsort(k, kind="stable")
-        ends = np.cumsum(np.bincount(k, minlength=n_coef))[:-1]
-        return list(
-            zip(
-                np.split(np.concatenate(weights)[order], ends),
-                np.split(np.concatenate(index)[order], ends),
-                strict=True,
-            )
-        )
+            chance = np.ones_like(share)
+            if self.n_sampled < n_rows:
+                np.minimum(1.0, self.n_sampled * share / sizes, out=chance)
+            # Systematic sampling: one row wherever the sum of chances passes an integer, which is its place.
+            passed = np.cumsum(np.concatenate([passed[-1:], chance]), axis=0)
+            place = np.minimum(np.floor(passed), self.n_sampled).astype(index.dtype)
+            row, k = np.nonzero(place[1:] > place[:-1])
+            at = k, place[row, k]
+            weights[at] = share[row, k] / chance[row, k]
+            index[at] = rows.start + row
+        n_drawn = np.minimum(passed[-1], self.n_sampled).astype(int)
+        return [(weights[k, :n], index[k, :n]) for k, n in enumerate(n_drawn)]
 
     def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
         """Yield rows of A and their probabilities (m, K), of class 1 alone where there are two."""
