@@ -507,7 +507,7 @@ def test_a_workspace_may_be_used_for_any_shape_again(rng, monkeypatch, schedule)
                 fresh = function(*arguments, *rest, workspace=Workspace(1))
                 for a, b, copy in zip(first, fresh, copies, strict=True):
                     np.testing.assert_array_equal(a, b)
-                    np.testing.assert_array_equal(a, copy)  # a result is no buffer
+                    np.testing.assert_array_equal(a, copy)  # in memory of its own workspace, if of any
             for a, before in zip((*arguments, *along), kept, strict=True):
                 np.testing.assert_array_equal(a, before)
 

@@ -313,7 +313,7 @@ def _sums_by_superblocks(
     n_coef = maps[0][0].shape[0]
     row_bytes = len(maps) * n_coef * X.itemsize
     step = max(SUPERBLOCK_BYTES // row_bytes, SUPERBLOCK_ROWS_PER_FEATURE * n_features, MIN_SUPERBLOCK_ROWS)
-    blocks = _parts(n_rows, -(-n_rows // step))
+    blocks = _parts(n_rows, n_rows // step)  # none with fewer rows, if there are more
     height = max(rows.stop - rows.start for rows in blocks)
     logits = [workspace.buffer(f"logits {i}", (height, n_coef), X.dtype, shared=True) for i in range(len(maps))]
     losses = workspace.buffer("losses", (height,), X.dtype, shared=True)
