@@ -22,6 +22,9 @@ from softmax_xp.kernels.workspace import Workspace, blas_architectures
 # share of a current third-level cache. Smaller blocks lose to the calls around them: at (D, C) = (64, 10) blocks of
 # 16384 rows take two thirds of the time of blocks of 4096; at (784, 10) those of 1024 rows, of 512 or of 2048.
 BLOCK_BYTES = 4 << 20
+# Where the gradient of a block is more than a second-level cache holds, its addition costs more, and fewer, larger
+# blocks pay: their products take longer than X takes to be read twice.
+LARGE_GRADIENT_BYTES, LARGE_BLOCK_BYTES = 1 << 20, 12 << 20
 MIN_BLOCK_ROWS = 256
 MIN_BLOCK_WORK = 1 << 20  # multiplications, so that handing a block to a thread costs little of its time
 ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned addresses
@@ -203,7 +206,9 @@ def _sums_by_lanes(
     height = n_coef + (-n_coef % FLOAT32_COLUMNS if n_coef > 1 and X.itemsize == 4 else 0)
     padded = [coef if height == n_coef else np.pad(coef, ((0, height - n_coef), (0, 0))) for coef, _ in maps]
     row_bytes = (n_features + len(maps) * n_coef) * X.itemsize
-    step = min(max(BLOCK_BYTES // row_bytes, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
+    large = n_coef * n_features * X.itemsize > LARGE_GRADIENT_BYTES
+    step = (LARGE_BLOCK_BYTES if large else BLOCK_BYTES) // row_bytes
+    step = min(max(step, MIN_BLOCK_ROWS), -(-n_rows // MIN_LANES))
     step = max(step, MIN_BLOCK_WORK // (n_features * n_coef), 1)
     piece = _piece_rows(min(step, n_rows), n_features, height)
     if piece is not None:
