@@ -84,8 +84,8 @@ def test_memory_does_not_grow_with_rows_times_classes(data, model, name):
 
 def test_superblocks_are_bounded_too(data, model, monkeypatch):
     monkeypatch.setattr(blocked, "LANE_BYTES", 0)
-    for product in (False, True):
-        assert peak(evaluation, *data, model, product) < 0.12 * LOGITS
+    for product in (False, True):  # nine superblocks of at least 16 MiB, with X scaled by rows beside one
+        assert peak(evaluation, *data, model, product) < 0.15 * LOGITS
 
 
 def test_tracemalloc_sees_what_would_be_too_much(data, model):
