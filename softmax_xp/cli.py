@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from softmax_xp import SoftmaxClassifier
+    from softmax_xp.backend import DeviceInfo
     from softmax_xp.readers import Table
     from softmax_xp.solvers import Iterate
 
@@ -67,7 +68,11 @@ DataFile: TypeAlias = Annotated[Path, typer.Argument(help="Like that of train.",
 Target: TypeAlias = Annotated[
     str | None, typer.Option(help="Column or array with the labels; for .npy and IDX their file.", show_default=False)
 ]
-Device: TypeAlias = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:<index>; softmax-xp devices lists them.")]
+DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # by which a container says what it is for
+Device: TypeAlias = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda or cuda:<index>; softmax-xp devices lists them.", envvar=DEVICE_VARIABLE),
+]
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
 app = typer.Typer(
@@ -293,7 +298,13 @@ def evaluate(
 
 
 @app.command()
-def devices(as_json: Json = False) -> None:
+def devices(
+    as_json: Json = False,
+    require: Annotated[
+        str | None,
+        typer.Option(help="Fail, with exit code 2, unless this device is usable.", envvar=DEVICE_VARIABLE),
+    ] = None,
+) -> None:
     """List the devices of this machine and, where one cannot be used, why.
 
     [bold]Examples[/bold]
@@ -301,13 +312,21 @@ def devices(as_json: Json = False) -> None:
     softmax-xp devices
 
     softmax-xp devices --json
+
+    softmax-xp devices --require cuda
     """
-    from softmax_xp import devices
+    from softmax_xp import devices, select_backend
 
     found = devices()
     if as_json:
         typer.echo(json.dumps({"devices": [asdict(device) for device in found]}))
-        return
+    else:
+        _show_devices(found)
+    if require is not None:
+        select_backend(require)  # raises, with the reason and the remedy
+
+
+def _show_devices(found: list[DeviceInfo]) -> None:
     rows = [
         [
             device.name,

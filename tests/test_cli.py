@@ -583,6 +583,26 @@ def test_devices_lists_what_the_library_lists(run):
         assert ("yes" if device.usable else "no") in row
 
 
+def test_devices_fails_where_a_required_one_is_unusable(run, monkeypatch):
+    assert run("devices", "--require", "cpu")[0] == 0
+    status, out, err = run("devices", "--require", "cuda:99", "--json")
+    assert status == 2
+    assert json.loads(out)["devices"][0]["name"] == "cpu"  # all the same
+    assert err.startswith("softmax-xp: error: device 'cuda:99' cannot be used: ")
+    assert err.count("\n") == 1
+
+
+@no_cupy
+def test_a_container_says_by_a_variable_what_it_is_for(run, monkeypatch):
+    """Then nothing falls back to the CPU."""
+    monkeypatch.setenv("SOFTMAX_XP_DEVICE", "cuda")
+    for command in (["devices"], ["train"]):
+        status, _, err = run(*command)
+        assert status == 2
+        assert "device 'cuda' cannot be used" in err
+    assert run("train", "--device", "cpu")[0] == 0
+
+
 def test_version_and_help(run):
     assert run("--version") == (0, f"softmax-xp {sx.__version__}\n", "")
     for args in ([], ["--help"], ["-h"]):

@@ -12,6 +12,10 @@ from softmax_xp.kernels.workspace import Workspace
 PROVIDERS = {
     ("numpy", "float32"): "blocked",
     ("numpy", "float64"): "blocked",
+    ("cupy", "float32"): "cuda",
+    ("cupy", "float64"): "cuda",
+    ("cupy", "float16"): "cuda",
+    ("cupy", "bfloat16"): "cuda",
 }
 
 

@@ -1,0 +1,325 @@
+"""The row pass for CuPy: which variant of the kernels in `cross_entropy.cu` serves which shape, and its launch.
+
+The same functions as `reference`, with the same arguments and results. Logits are formed for a block of rows at a
+time, row-major, and turned into their gradient in place, by one launch between the two matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from importlib import import_module
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from softmax_xp._arrays import (
+    Array,
+    accumulation_dtype,
+    block_bytes,
+    bytes_of,
+    device_of,
+    dtype_name,
+    namespace,
+    row_blocks,
+    working_dtype,
+)
+from softmax_xp.kernels.workspace import Workspace
+
+OPTIONS = ("--std=c++17",)
+# Number as it lies in memory -> number that is computed with, as C++ spells them.
+TYPES = {
+    "float32": ("float", "float"),
+    "float64": ("double", "double"),
+    "float16": ("Half", "float"),
+    "bfloat16": ("BFloat16", "float"),
+}
+PACK_BYTES = 16  # the widest access that a thread has
+HELD_BYTES = 128  # of one row in the registers of a thread; twice as much spills
+HELD_BYTES_OF_MORE = 64  # where there is more than a block of MAX_BLOCK can hold: its threads have 64 registers each
+HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # what is compiled for: the next above what is needed
+GROUPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # threads a row
+WARP = 32
+BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
+MAX_BLOCK = 1024
+SLICES = 8  # warps that share 32 rows of class-major logits
+MIN_SLICE = 32  # classes: with fewer to share, one warp does
+
+
+class Launch(NamedTuple):
+    """One launch: the instance of a kernel as C++ spells it, blocks, and threads a block."""
+
+    kernel: str
+    grid: int
+    block: int
+
+
+def launch_of(
+    n_rows: int,
+    n_classes: int,
+    dtype: str,
+    row_pass: str,
+    targets: str = "NONE",
+    *,
+    class_major: bool = False,
+    aligned: bool = False,
+) -> Launch:
+    """Return the launch that serves a shape.
+
+    Parameters
+    ----------
+    n_rows, n_classes : int
+    dtype : str
+        Of the logits: a key of TYPES.
+    row_pass : {"SOFTMAX", "LOG_SOFTMAX", "LOSS", "GRADIENT", "HESSIAN"}
+    targets : {"NONE", "LABELS", "PROBABILITIES"}
+    class_major : bool
+        Whether rows, instead of classes, lie side by side.
+    aligned : bool
+        Whether each row of each matrix starts at a multiple of PACK_BYTES and is a multiple of it long.
+    """
+    stored, computed = TYPES[dtype]
+    kinds = f"{stored}, {computed}, {row_pass}, {targets}"
+    if class_major:
+        slices = SLICES if n_classes >= SLICES * MIN_SLICE else 1
+        return Launch(f"class_major<{kinds}, {slices}>", -(-n_rows // WARP), WARP * slices)
+    pack = PACK_BYTES // _itemsize(dtype) if aligned else 1
+    n_packs = -(-n_classes // pack)
+    most = HELD_BYTES // (_itemsize(computed) * pack)
+    group = next((group for group in GROUPS if -(-n_packs // group) <= most), MAX_BLOCK)
+    needed = -(-n_packs // group)
+    if needed > most:
+        most = HELD_BYTES_OF_MORE // (_itemsize(computed) * pack)
+    held = next(held for held in HELD_PACKS if held >= min(needed, most))
+    block = BLOCK if group <= WARP else group
+    more = "true" if needed > held else "false"
+    return Launch(f"row_major<{kinds}, {pack}, {group}, {held}, {more}>", -(-n_rows // (block // group)), block)
+
+
+def source() -> str:
+    """Return the CUDA C++ of the kernels."""
+    return files(__package__).joinpath("cross_entropy.cu").read_text(encoding="utf-8")
+
+
+def softmax(logits: Array, axis: int = -1) -> Array:
+    """Return exp(z) / sum(exp(z)) along `axis`."""
+    return _along(logits, axis, "SOFTMAX")
+
+
+def log_softmax(logits: Array, axis: int = -1) -> Array:
+    """Return z - logsumexp(z) along `axis`."""
+    return _along(logits, axis, "LOG_SOFTMAX")
+
+
+def cross_entropy(
+    logits: Array,
+    targets: Array,
+    weight: Array | None = None,
+    smoothing: float = 0.0,
+    axis: int = -1,
+) -> Array:
+    """Return the weighted loss of each row, (n,)."""
+    z, losses = _rows_first(logits, axis), _losses(logits, axis)
+    _run("LOSS", z, z, _rows_first(targets, axis), weight, None, smoothing, losses)
+    return losses
+
+
+def cross_entropy_with_grad(
+    logits: Array,
+    targets: Array,
+    weight: Array | None = None,
+    smoothing: float = 0.0,
+    axis: int = -1,
+) -> tuple[Array, Array]:
+    """Return the weighted loss of each row, (n,), and its gradient in the logits."""
+    z, losses = _rows_first(logits, axis), _losses(logits, axis)
+    grad = _run("GRADIENT", z, None, _rows_first(targets, axis), weight, None, smoothing, losses)
+    return losses, _rows_first(grad, axis)
+
+
+def linear_sums(
+    coef: Array,
+    intercept: Array | None,
+    X: Array,
+    targets: Array,
+    weight: Array | None = None,
+    smoothing: float = 0.0,
+    workspace: Workspace | None = None,
+) -> tuple[Array, Array, Array | None]:
+    """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept."""
+    xp, wide = namespace(X=X), accumulation_dtype(namespace(X=X), device_of(X))
+    loss = xp.zeros((), dtype=wide)
+    sums = _Sums(coef, intercept, X)
+    for rows, X_block, (logits,) in _logits([(coef, intercept)], X):
+        losses = xp.empty(len(logits), dtype=logits.dtype)
+        _run("GRADIENT", logits, logits, targets[rows], _of(weight, rows), _bias(intercept, logits), smoothing, losses)
+        loss = loss + xp.sum(losses, dtype=wide)
+        sums.add(logits, X_block)
+    return loss, sums.coef, sums.intercept
+
+
+def linear_hessian_product(
+    coef: Array,
+    intercept: Array | None,
+    X: Array,
+    direction: Array,
+    direction_intercept: Array | None,
+    weight: Array | None = None,
+    workspace: Workspace | None = None,
+) -> tuple[Array, Array | None]:
+    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
+    sums = _Sums(coef, intercept, X)
+    for rows, X_block, (logits, along) in _logits([(coef, intercept), (direction, direction_intercept)], X):
+        if direction_intercept is not None:
+            along += _bias(direction_intercept, logits)
+        _run("HESSIAN", logits, logits, along, _of(weight, rows), _bias(intercept, logits))
+        sums.add(logits, X_block)
+    return sums.coef, sums.intercept
+
+
+class _Sums:
+    """What the gradients in the logits, block after block, add up to: times X, and alone."""
+
+    def __init__(self, coef: Array, intercept: Array | None, X: Array) -> None:
+        xp = namespace(X=X)
+        self.coef = xp.zeros(coef.shape, dtype=working_dtype(xp, X.dtype))
+        self.intercept = None if intercept is None else xp.zeros(intercept.shape, dtype=self.coef.dtype)
+
+    def add(self, dlogits: Array, X: Array) -> None:
+        """Add those of some rows: dlogits (m, C) and X (m, D)."""
+        dlogits = dlogits[:, -self.coef.shape[0] :]
+        self.coef += dlogits.T @ X
+        if self.intercept is not None:
+            self.intercept += namespace(X=X).ones(len(X), dtype=X.dtype) @ dlogits
+
+
+def _logits(maps: list[tuple[Array, Array | None]], X: Array) -> Iterator[tuple[slice, Array, list[Array]]]:
+    """Yield rows, X there, and X times each map, (m, C) or for two classes (m, 2), in memory that is used again."""
+    xp = namespace(X=X)
+    dtype = working_dtype(xp, X.dtype)
+    coefs = [xp.astype(coef, dtype, copy=False) for coef, _ in maps]
+    n_coef = coefs[0].shape[0]
+    n_classes = max(n_coef, 2)
+    row_bytes = len(maps) * n_classes * bytes_of(xp, dtype)
+    blocks = list(row_blocks(X.shape[0], row_bytes, block_bytes(device_of(X))))
+    buffers = [xp.empty((blocks[0].stop, n_classes), dtype=dtype) for _ in maps]
+    for rows in blocks:
+        X_block = xp.astype(X[rows, :], dtype, copy=False)
+        logits = [buffer[: len(X_block)] for buffer in buffers]
+        for coef, z in zip(coefs, logits, strict=True):
+            if n_coef == 1:  # class 0 has the logit 0
+                z[:, 0] = 0.0
+                z[:, 1:] = X_block @ coef.T
+            else:
+                xp.matmul(X_block, coef.T, out=z)
+        yield rows, X_block, logits
+
+
+def _bias(intercept: Array | None, logits: Array) -> Array | None:
+    """Return the intercept of each column of the logits, in their dtype."""
+    if intercept is None:
+        return None
+    xp = namespace(logits=logits)
+    bias = xp.astype(intercept, logits.dtype, copy=False)
+    return bias if len(bias) > 1 else xp.concat([xp.zeros_like(bias), bias])
+
+
+def _along(logits: Array, axis: int, row_pass: str) -> Array:
+    """Return what a pass without targets makes of logits of any rank."""
+    xp = namespace(logits=logits)
+    axis %= logits.ndim
+    if logits.ndim == 2:
+        return _rows_first(_run(row_pass, _rows_first(logits, axis), None), axis)
+    last = xp.moveaxis(logits, axis, -1)
+    rows = xp.reshape(last, (-1, last.shape[-1]))
+    return xp.moveaxis(xp.reshape(_run(row_pass, rows, None), last.shape), -1, axis)
+
+
+def _run(
+    row_pass: str,
+    z: Array,
+    out: Array | None,
+    targets: Array | None = None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    smoothing: float = 0.0,
+    losses: Array | None = None,
+) -> Array:
+    """Launch a pass over logits `z`, seen as (rows, classes), and return what it writes: `out`, or a new array."""
+    xp = namespace(z=z)
+    n_rows, n_classes = z.shape
+    class_major = not _steps(z, 1) and _steps(z, 0)
+    if not (class_major or _steps(z, 1)):
+        z = xp.asarray(z, copy=True, order="C")
+    if out is None:
+        out = xp.empty((n_classes, n_rows), dtype=z.dtype).T if class_major else xp.empty(z.shape, dtype=z.dtype)
+    if targets is not None and targets.ndim == 2 and not _steps(targets, 0 if class_major else 1):
+        targets = (xp.asarray(targets.T, copy=True, order="C").T) if class_major else xp.asarray(targets, order="C")
+    kind = "NONE" if targets is None else "LABELS" if targets.ndim == 1 else "PROBABILITIES"
+    if kind == "LABELS":
+        targets = _side_by_side(xp.astype(targets, xp.int64, copy=False))
+    weight, bias = _side_by_side(weight), _side_by_side(bias)
+    matrices = [x for x in (z, out, targets) if x is not None and x.ndim == 2]
+    aligned = all(_address(x) % PACK_BYTES == 0 and x.strides[0] % PACK_BYTES == 0 for x in matrices)
+    whole = n_classes * z.itemsize % PACK_BYTES == 0
+    launch = launch_of(
+        n_rows, n_classes, dtype_name(z.dtype), row_pass, kind, class_major=class_major, aligned=aligned and whole
+    )
+    across = 1 if class_major else 0
+
+    def step(x: Array | None) -> np.int64:
+        return np.int64(0 if x is None or x.ndim == 1 else x.strides[across] // x.itemsize)
+
+    real = np.float64 if dtype_name(z.dtype) == "float64" else np.float32
+    arguments = (
+        *(_address(z), step(z), _address(bias), _address(targets), step(targets), _address(weight), real(smoothing)),
+        *(_address(out), step(out), _address(losses), np.int64(n_rows), np.int32(n_classes)),
+    )
+    _kernel(launch.kernel, z)((launch.grid,), (launch.block,), arguments)
+    return out
+
+
+def _kernel(name: str, like: Array) -> Any:
+    """Return the compiled kernel for the device of `like`."""
+    return _compiled(name, device_of(like).id)
+
+
+@cache
+def _compiled(name: str, device: int) -> Any:
+    """Return a kernel for the current device; CuPy keeps on disk what it has compiled."""
+    module = import_module("cupy").RawModule(code=source(), options=OPTIONS, name_expressions=(name,))
+    return module.get_function(name)
+
+
+def _address(x: Array | None) -> np.uint64:
+    return np.uint64(0 if x is None else x.data.ptr)
+
+
+def _steps(x: Array, axis: int) -> bool:
+    """Return whether the entries of `x` along an axis lie side by side."""
+    return bool(x.strides[axis] == x.itemsize or x.shape[axis] == 1)
+
+
+def _side_by_side(x: Array | None) -> Array | None:
+    """Return a vector whose entries have nothing between them."""
+    return x if x is None or _steps(x, 0) else namespace(x=x).asarray(x, copy=True)
+
+
+def _itemsize(dtype: str) -> int:
+    return {"float64": 8, "double": 8, "float32": 4, "float": 4}.get(dtype, 2)
+
+
+def _losses(logits: Array, axis: int) -> Array:
+    """Return memory for the loss of each row."""
+    xp = namespace(logits=logits)
+    return xp.empty(_rows_first(logits, axis).shape[0], dtype=working_dtype(xp, logits.dtype))
+
+
+def _rows_first(x: Array, axis: int) -> Array:
+    """Return `x` with its rows on the first axis; labels have no other."""
+    return x.T if x.ndim == 2 and axis in (0, -2) else x
+
+
+def _of(weight: Array | None, rows: slice) -> Array | None:
+    return None if weight is None else weight[rows]

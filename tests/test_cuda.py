@@ -1,0 +1,315 @@
+"""The kernels for CuPy where there is no GPU: which one serves which shape, what they compile to, what they compute.
+
+A compiler for CPUs builds them with `cuda_on_host.h`, and the provider runs on NumPy arrays. On a GPU every parity test
+of the suite runs them as they are.
+"""
+
+import ctypes
+import itertools
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import array_api_compat.numpy
+import numpy as np
+import pytest
+from tolerances import LOGIT_ROUNDING, TOLERANCE
+
+from softmax_xp.kernels import cuda, reference
+
+HERE = Path(__file__).parent
+ARCHITECTURES = (75, 80, 90, 100, 120)
+COMPILER = shutil.which("g++")
+CLASSES = (1, 2, 3, 10, 16, 31, 64, 100, 300, 1000, 1023, 4096, 5000)
+MANY_CLASSES = (33000, 33001)  # more than registers hold
+DTYPES = ("float32", "float64", "float16")
+
+
+# --- What is launched ---
+
+
+@pytest.mark.parametrize("dtype", cuda.TYPES)
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("n_rows", [1, 7, 10**8])
+def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype):
+    for n_classes in (*range(1, 2000, 7), 4096, 8192, 10_000, 32768, 32769, 50257, 131072, 1_000_000):
+        launch = cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=aligned)
+        template, (*kinds, pack, group, held, more) = parsed(launch.kernel)
+        pack, group, held = int(pack), int(group), int(held)
+        assert (template, kinds) == ("row_major", [*cuda.TYPES[dtype], "GRADIENT", "LABELS"])
+        assert pack == ((16 // {"float32": 4, "float64": 8}.get(dtype, 2)) if aligned else 1)
+        assert (more == "true") == (pack * group * held < n_classes)
+        assert held * pack * (8 if dtype == "float64" else 4) <= cuda.HELD_BYTES  # else it spills
+        assert launch.block % 32 == 0 and launch.block <= cuda.MAX_BLOCK
+        assert launch.block % group == 0
+        assert group <= 32 or group == launch.block
+        per_block = launch.block // group
+        assert (launch.grid - 1) * per_block < n_rows <= launch.grid * per_block
+        assert launch.grid < 2**31
+
+
+def test_class_major_logits_have_a_warp_for_32_rows():
+    for n_rows, n_classes in itertools.product((1, 32, 33, 10**6), (2, 255, 256, 10_000)):
+        launch = cuda.launch_of(n_rows, n_classes, "float32", "LOSS", "LABELS", class_major=True)
+        template, (*_, slices) = parsed(launch.kernel)
+        assert template == "class_major"
+        assert launch.block == 32 * int(slices)
+        assert (launch.grid - 1) * 32 < n_rows <= launch.grid * 32
+        assert (int(slices) > 1) == (n_classes >= 256)
+
+
+def parsed(kernel):
+    """The name of a template, and its arguments."""
+    template, _, rest = kernel.partition("<")
+    return template, rest.removesuffix(">").split(", ")
+
+
+# --- What is compiled ---
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_kernels_compile_and_keep_rows_in_registers(architecture):
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
+    launches = [
+        cuda.launch_of(1000, c, dtype, *kind, aligned=aligned, class_major=class_major)
+        for dtype, kind, c, (aligned, class_major) in itertools.product(
+            cuda.TYPES,
+            [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")],
+            (10, 1000, 131072),
+            [(True, False), (False, False), (False, True)],
+        )
+    ]
+    names = sorted({launch.kernel for launch in launches})
+    program = nvrtc.createProgram(cuda.source(), "cross_entropy.cu", [], [])
+    for name in names:
+        nvrtc.addNameExpression(program, name)
+    options = [*cuda.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError:
+        pytest.fail(nvrtc.getProgramLog(program))
+    assert len(nvrtc.getCUBIN(program)) > 0
+    lowered = {nvrtc.getLoweredName(program, name): name for name in names}
+    spills = spilled(nvrtc.getProgramLog(program))
+    assert spills.keys() == lowered.keys()
+    for function, n_bytes in spills.items():
+        if n_bytes:
+            print(f"sm_{architecture}: {n_bytes:3d} bytes spilled by {lowered[function]}")
+        assert n_bytes <= (96 if "double" in lowered[function] else 16)  # exp and log of doubles take many registers
+
+
+def spilled(log):
+    """Bytes that each function stores for want of registers, by the log of ptxas."""
+    functions = re.findall(r"Function properties for (\S+)|(\d+) bytes spill stores", log)
+    names, stores = [name for name, _ in functions if name], [int(n) for _, n in functions if n]
+    return dict(zip(names, stores, strict=True))
+
+
+# --- What is computed ---
+
+
+class Problem:
+    """Logits of any layout, with targets, weights and intercept."""
+
+    def __init__(self, n, c, dtype, layout, targets, weighted, smoothing):
+        rng = np.random.default_rng([n, c])
+        working = "float64" if dtype == "float64" else "float32"
+        self.dtype, self.n, self.c, self.smoothing = dtype, n, c, smoothing
+        self.logits = laid(rng.normal(size=(n, c)).astype(dtype), layout)
+        self.bias = rng.normal(size=c).astype(working)
+        self.weight = rng.uniform(0.1, 2.0, size=2 * n).astype(working)[::2] if weighted else None
+        self.direction = laid(rng.normal(size=(n, c)).astype(working), layout)
+        self.targets = None
+        if targets == "LABELS":
+            self.targets = rng.integers(0, c, size=2 * n)[::2]
+        elif targets == "PROBABILITIES":
+            t = rng.dirichlet(np.ones(c), size=n)
+            t[0] = np.eye(c)[0]
+            self.targets = laid(t.astype(working), layout)
+
+
+def laid(x, layout):
+    """A copy of x (n, C) that lies in memory as asked."""
+    n, c = x.shape
+    if layout == "class-major":
+        return np.ascontiguousarray(x.T).T
+    if layout == "apart":  # rows further from each other than they are long, and not aligned
+        memory = np.full((n, c + 3), 7, dtype=x.dtype)
+        memory[:, 1:-2] = x
+        return memory[:, 1:-2]
+    memory = np.zeros(x.nbytes + 16, dtype=np.uint8)  # NumPy does not align to 16 bytes
+    start = -memory.ctypes.data % 16
+    out = memory[start : start + x.nbytes].view(x.dtype).reshape(x.shape)
+    out[...] = x
+    return out
+
+
+def problems():
+    layouts = ("row-major", "apart", "class-major")
+    for dtype, targets, weighted, smoothing in itertools.product(
+        DTYPES, ("LABELS", "PROBABILITIES"), (False, True), (0.0, 0.1)
+    ):
+        for c, layout in itertools.product((3, 100), layouts):
+            yield Problem(7, c, dtype, layout, targets, weighted, smoothing)
+    for dtype, layout, c in itertools.product(DTYPES, layouts, CLASSES):
+        yield Problem(9, c, dtype, layout, "LABELS", True, 0.0)
+    for dtype, layout, c in itertools.product(DTYPES, layouts, MANY_CLASSES):
+        yield Problem(2, c, dtype, layout, "LABELS", True, 0.1)
+        yield Problem(2, c, dtype, layout, "PROBABILITIES", True, 0.1)
+
+
+def outcomes(p):
+    """What each pass makes of a problem, and what it should: (actual, expected, quantity)."""
+    z, exact = p.logits, p.logits.astype(np.float64, order="C")  # over rows, NumPy sums without great errors
+    yield cuda.softmax(z), reference.softmax(exact), "rows"
+    yield cuda.log_softmax(z.T, 0).T, reference.log_softmax(exact), "rows"
+    t = p.targets if p.targets.ndim == 1 else p.targets.astype(np.float64, order="C")
+    weight = None if p.weight is None else p.weight.astype(np.float64)
+    losses, grad = reference.cross_entropy_with_grad(exact, t, weight, p.smoothing)
+    yield cuda.cross_entropy(z, p.targets, p.weight, p.smoothing), losses, "rows"
+    actual = cuda.cross_entropy_with_grad(z, p.targets, p.weight, p.smoothing)
+    yield actual[0], losses, "rows"
+    yield actual[1], grad, "grad"
+    in_place = laid(z, "apart")
+    losses, grad = reference.cross_entropy_with_grad(exact + p.bias, t, weight, p.smoothing)
+    own = np.empty(p.n, dtype=p.bias.dtype)
+    yield cuda._run("GRADIENT", in_place, in_place, p.targets, p.weight, p.bias, p.smoothing, own), grad, "grad"
+    yield own, losses, "rows"
+    probabilities = reference.softmax(exact + p.bias)
+    along = p.direction.astype(np.float64)
+    product = probabilities * (along - (probabilities * along).sum(axis=1, keepdims=True))
+    product *= 1.0 if weight is None else weight[:, None]
+    yield cuda._run("HESSIAN", z, None, p.direction, p.weight, p.bias), product, "grad"
+    memory = in_place.base
+    yield memory[:, [0, -2, -1]], np.full((p.n, 3), 7.0), "grad"  # nothing was written beside the rows
+
+
+def linear_outcomes():
+    """The same of the sums over rows, in several blocks."""
+    rng = np.random.default_rng(0)
+    for dtype, (n_coef, c), fit_intercept, weighted in itertools.product(
+        ("float32", "float64"), ((1, 2), (2, 2), (3, 3), (100, 100)), (False, True), (False, True)
+    ):
+        X, (coef, along) = rng.normal(size=(50, 6)).astype(dtype), rng.normal(size=(2, n_coef, 6)).astype(dtype)
+        intercept, slope = rng.normal(size=(2, n_coef)).astype(dtype) if fit_intercept else (None, None)
+        weight = rng.uniform(0.1, 2.0, size=50).astype(dtype) if weighted else None
+        for t in (rng.integers(0, c, size=50), rng.dirichlet(np.ones(c), size=50).astype(dtype)):
+            exact = [None if x is None else x.astype(np.float64) for x in (coef, intercept, X, along, slope, weight)]
+            wide_t = t if t.ndim == 1 else t.astype(np.float64)
+            actual = cuda.linear_sums(coef, intercept, X, t, weight, 0.1)
+            expected = reference.linear_sums(*exact[:3], wide_t, exact[5], 0.1)
+            yield from ((a, b, "grad", dtype) for a, b in zip(actual[1:], expected[1:], strict=True) if b is not None)
+            yield actual[0], expected[0], "loss", dtype
+            actual = cuda.linear_hessian_product(coef, intercept, X, along, slope, weight)
+            expected = reference.linear_hessian_product(*exact)
+            yield from ((a, b, "hessian", dtype) for a, b in zip(actual, expected, strict=True) if b is not None)
+
+
+@pytest.fixture(scope="module")
+def on_host(tmp_path_factory):
+    """Let the provider launch kernels that run on this machine."""
+    if COMPILER is None:
+        pytest.skip("no g++ to compile the kernels with")
+    names: dict[str, int] = {}
+    compiled = []
+
+    def kernel(name, like):
+        number = names.setdefault(name, len(names))
+        if not compiled:
+            return lambda grid, block, arguments: None
+
+        def run(grid, block, arguments):
+            real = ctypes.c_double if isinstance(arguments[6], np.float64) else ctypes.c_float
+            kinds = [ctypes.c_longlong] * 6 + [real] + [ctypes.c_longlong] * 4 + [ctypes.c_int]
+            values = [kind(x.item()) for kind, x in zip(kinds, arguments, strict=True)]
+            getattr(compiled[0], f"run_{number}")(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *values)
+
+        return run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cuda, "block_bytes", lambda device: 5000)
+        patch.setattr(cuda, "_address", lambda x: np.uint64(0 if x is None else x.ctypes.data))
+        patch.setattr(cuda, "_kernel", kernel)
+        with np.errstate(all="ignore"):
+            for p in problems():  # to know the kernels that it takes
+                list(outcomes(p))
+            list(linear_outcomes())
+            list(extremes())
+        compiled.append(built(names, tmp_path_factory.mktemp("kernels")))
+        yield
+
+
+def built(names, folder):
+    """A library of the kernels of these names, each as a function run_<number>."""
+    launchers = []
+    for name, number in names.items():
+        T, A = parsed(name)[1][:2]
+        launchers.append(
+            f'extern "C" void run_{number}(unsigned grid, unsigned block, const {T}* a, Index b, const {A}* c, '
+            f"const void* d, Index e, const {A}* f, {A} g, {T}* h, Index i, {A}* j, Index k, int l) "
+            f"{{ run_kernel(grid, block, [=] {{ {name}(a, b, c, d, e, f, g, h, i, j, k, l); }}); }}"
+        )
+    half = """
+float widen(Half x) { _Float16 y; memcpy(&y, &x, 2); return y; }
+void narrow(float wide, Half& x) { _Float16 y = wide; memcpy(&x, &y, 2); }
+"""
+    code = folder / "kernels.cpp"
+    kernels = Path(cuda.__file__).with_name("cross_entropy.cu")
+    code.write_text(f'#include "{HERE / "cuda_on_host.h"}"\n#include "{kernels}"\n{half}' + "\n".join(launchers))
+    library = folder / "kernels.so"
+    flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-Werror=return-type"]
+    subprocess.run([COMPILER, *flags, str(code), "-o", str(library)], check=True)  # noqa: S603
+    return ctypes.CDLL(str(library))
+
+
+def extremes():
+    """Gradients, losses and softmax of logits and labels out of the ordinary."""
+    for dtype, c, layout in itertools.product(("float32", "float64"), (3, 300, 33000), ("row-major", "class-major")):
+        z = laid(np.zeros((4, c), dtype), layout)
+        z[0, 0], z[0, 1], z[1, 1:], z[2, -1] = 3e38, -3e38, -np.inf, np.nan
+        yield (*cuda.cross_entropy_with_grad(z, np.zeros(4, dtype=np.int64)), cuda.softmax(z), z)
+        for label in (-1, c, 2**40):
+            yield (*cuda.cross_entropy_with_grad(z, np.full(4, label)), None, z)
+
+
+def within(actual, expected, dtype, quantity, scale=1.0):
+    relative, absolute = TOLERANCE[quantity][dtype]
+    extra = LOGIT_ROUNDING * np.finfo(dtype).eps * 10
+    bound = relative * np.abs(expected).max() + absolute + extra
+    assert actual.dtype == dtype
+    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=0, atol=bound * scale)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_every_pass_is_the_reference():
+    for p in problems():
+        for actual, expected, quantity in outcomes(p):
+            dtype = actual.dtype.name
+            within(actual, expected, dtype, quantity, 2.0 if dtype != p.dtype or p.dtype == "float16" else 1.0)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_linear_sums_are_the_reference():
+    for actual, expected, quantity, dtype in linear_outcomes():
+        relative, absolute = TOLERANCE[quantity][dtype]
+        bound = 4.0 * (relative * np.abs(expected).max() + absolute)
+        assert np.shape(actual) == np.shape(expected)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=bound)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_rows_out_of_the_ordinary_keep_to_themselves():
+    for losses, grad, p, z in extremes():
+        assert np.isnan(losses[2])
+        assert np.isnan(grad[2]).all()
+        if p is None:  # no class has such a label
+            assert np.isnan(losses).all()
+            assert np.isnan(grad).all()
+        else:
+            assert losses[[0, 1]].tolist() == [0.0, 0.0]
+            assert p[0, 0] == p[1, 0] == 1.0
+            assert (p[:2, 1:] == 0).all()
+            np.testing.assert_array_equal(grad[:2], 0.0)
+            np.testing.assert_allclose(p[3], 1 / z.shape[1], rtol=1e-5)
+            assert losses[3] == pytest.approx(np.log(z.shape[1]), rel=1e-6)
