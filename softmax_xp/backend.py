@@ -216,7 +216,7 @@ def _cuda_fault(index: int) -> str:
     except Exception as error:
         return (
             f"no CUDA driver answers ({_one_line(error)}); install or update the NVIDIA driver "
-            f"(CUDA 13 needs 580 or newer), and start a container with --gpus all"
+            f"(CUDA 13 needs 580 or newer); a container needs the NVIDIA Container Toolkit and --gpus all"
         )
     if index >= count:
         return f"this machine has {count} CUDA device(s), numbered from 0; choose a lower index"

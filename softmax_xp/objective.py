@@ -9,6 +9,8 @@ from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
 
+EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
+
 
 class LinearObjective:
     """Mean cross-entropy of softmax(X coef' + intercept), plus an L2 penalty on coef.
@@ -32,6 +34,9 @@ class LinearObjective:
     fit_intercept : bool, default True
     workers : int, optional
         Threads on a CPU; by default as many as the process may use cores. Results do not depend on it.
+    precision : str, default "float32"
+        Of the matrix products, one of the PRECISIONS of the backend's kernels; "float32" means that of X. Hessian
+        products are always made in that of X.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class LinearObjective:
         sample_weight: Array | None = None,
         fit_intercept: bool = True,
         workers: int | None = None,
+        precision: str = "float32",
     ) -> None:
         self.backend = backend
         self.X = X
@@ -53,10 +59,26 @@ class LinearObjective:
         self.sample_weight = sample_weight
         self.fit_intercept = fit_intercept
         self.workspace = Workspace(workers if is_numpy(X) else 1)  # a GPU shares out the work by itself
+        self.precision = precision
+        self._of_values = self.workspace if precision == "float32" else Workspace(1, precision)
         self._feature_scale: Array | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
         wide = accumulation_dtype(backend.xp, backend.device)
         self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight, dtype=wide))
+
+    def in_precision(self, precision: str) -> LinearObjective:
+        """Return the same objective with matrix products of another precision."""
+        return LinearObjective(
+            self.backend,
+            self.X,
+            self.targets,
+            self.n_classes,
+            self.penalty,
+            self.sample_weight,
+            self.fit_intercept,
+            self.workspace.workers,
+            precision,
+        )
 
     @property
     def n_params(self) -> int:
@@ -81,12 +103,13 @@ class LinearObjective:
         return self._sum(params, take(self.X, rows, axis=0), take(self.targets, rows, axis=0), weight, share)
 
     def rounding_error(self, params: Array) -> float:
-        """Return the error that rounding in the dtype of X may leave in f: of the size of its largest logits."""
+        """Return the error that rounding may leave in f: of the size of its largest logits."""
         backend = self.backend
         coef, intercept = self.split(params)
         logits = backend.xp.abs(coef) @ backend.xp.astype(self.feature_scale(), coef.dtype)
         logits = logits if intercept is None else logits + backend.xp.abs(intercept)
-        return float(backend.xp.finfo(self.X.dtype).eps) * (1.0 + float(backend.xp.max(logits)))
+        eps = EPS.get(self.precision, float(backend.xp.finfo(self.X.dtype).eps))
+        return eps * (1.0 + float(backend.xp.max(logits)))
 
     def feature_scale(self) -> Array:
         """Return the root mean square of each feature over a thousand rows evenly spaced, (n_features,)."""
@@ -112,7 +135,7 @@ class LinearObjective:
     def _sum(self, params: Array, X: Array, targets: Array, weight: Array | None, total: float) -> tuple[Array, Array]:
         coef, intercept = self.split(params)
         kernels = self.backend.kernels(X.dtype)
-        sums = kernels.linear_sums(coef, intercept, X, targets, weight, workspace=self.workspace)
+        sums = kernels.linear_sums(coef, intercept, X, targets, weight, workspace=self._of_values)
         return penalised_mean(sums, total, coef, self.penalty, self.workspace)
 
 

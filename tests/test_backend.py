@@ -7,7 +7,7 @@ import pytest
 
 import softmax_xp as sx
 from softmax_xp import backend as backend_module
-from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
+from softmax_xp.kernels import PROVIDERS, blocked, cuda, kernels_for, reference
 
 
 @pytest.fixture
@@ -124,6 +124,8 @@ def test_asarray_leaves_the_autograd_graph():
 def test_providers_are_chosen_by_library_and_dtype(xp):
     for dtype in xp.float_dtypes:
         provider = kernels_for(xp.namespace, xp.asarray([1.0], dtype).dtype)
-        assert provider is (blocked if xp.name.startswith("numpy") else reference)
+        own = {"numpy": blocked, "cupy": cuda}
+        assert provider is own.get(xp.name.partition("-")[0], reference)
     assert kernels_for(np, np.dtype("float16")) is reference
-    assert set(PROVIDERS) == {("numpy", "float32"), ("numpy", "float64")}
+    dtypes = {"numpy": ("float32", "float64"), "cupy": ("float32", "float64", "float16", "bfloat16")}
+    assert set(PROVIDERS) == {(library, dtype) for library in dtypes for dtype in dtypes[library]}

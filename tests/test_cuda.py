@@ -11,19 +11,23 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import array_api_compat.numpy
 import numpy as np
 import pytest
+import torch
+from sklearn.datasets import load_digits
 from tolerances import LOGIT_ROUNDING, TOLERANCE
 
-from softmax_xp.kernels import cuda, reference
+import softmax_xp as sx
+from softmax_xp import kernels
+from softmax_xp.kernels import cublas, cuda, reference
+from softmax_xp.kernels.workspace import Workspace
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 90, 100, 120)
 COMPILER = shutil.which("g++")
 CLASSES = (1, 2, 3, 10, 16, 31, 64, 100, 300, 1000, 1023, 4096, 5000)
 MANY_CLASSES = (33000, 33001)  # more than registers hold
-DTYPES = ("float32", "float64", "float16")
+DTYPES = ("float32", "float64", "float16", "uint16")  # the latter: bits of bfloat16
 
 
 # --- What is launched ---
@@ -41,7 +45,8 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype):
         assert pack == ((16 // {"float32": 4, "float64": 8}.get(dtype, 2)) if aligned else 1)
         assert (more == "true") == (pack * group * held < n_classes)
         assert held * pack * (8 if dtype == "float64" else 4) <= cuda.HELD_BYTES  # else it spills
-        assert launch.block % 32 == 0 and launch.block <= cuda.MAX_BLOCK
+        assert launch.block % 32 == 0
+        assert launch.block <= cuda.MAX_BLOCK
         assert launch.block % group == 0
         assert group <= 32 or group == launch.block
         per_block = launch.block // group
@@ -116,7 +121,8 @@ class Problem:
         rng = np.random.default_rng([n, c])
         working = "float64" if dtype == "float64" else "float32"
         self.dtype, self.n, self.c, self.smoothing = dtype, n, c, smoothing
-        self.logits = laid(rng.normal(size=(n, c)).astype(dtype), layout)
+        z = rng.normal(size=(n, c))
+        self.logits = laid(bfloat16_bits(z) if dtype == "uint16" else z.astype(dtype), layout)
         self.bias = rng.normal(size=c).astype(working)
         self.weight = rng.uniform(0.1, 2.0, size=2 * n).astype(working)[::2] if weighted else None
         self.direction = laid(rng.normal(size=(n, c)).astype(working), layout)
@@ -127,6 +133,18 @@ class Problem:
             t = rng.dirichlet(np.ones(c), size=n)
             t[0] = np.eye(c)[0]
             self.targets = laid(t.astype(working), layout)
+
+
+def bfloat16_bits(x):
+    """The bits of x as bfloat16, rounded to the nearest, ties to even: by PyTorch."""
+    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).bfloat16().view(torch.uint16).numpy()
+
+
+def widened(x):
+    """x in float64, whatever it is stored in."""
+    if x.dtype == np.uint16:
+        x = (x.astype(np.uint32) << 16).view(np.float32)
+    return x.astype(np.float64, order="C")  # over rows, NumPy sums without great errors
 
 
 def laid(x, layout):
@@ -161,7 +179,7 @@ def problems():
 
 def outcomes(p):
     """What each pass makes of a problem, and what it should: (actual, expected, quantity)."""
-    z, exact = p.logits, p.logits.astype(np.float64, order="C")  # over rows, NumPy sums without great errors
+    z, exact = p.logits, widened(p.logits)
     yield cuda.softmax(z), reference.softmax(exact), "rows"
     yield cuda.log_softmax(z.T, 0).T, reference.log_softmax(exact), "rows"
     t = p.targets if p.targets.ndim == 1 else p.targets.astype(np.float64, order="C")
@@ -182,7 +200,8 @@ def outcomes(p):
     product *= 1.0 if weight is None else weight[:, None]
     yield cuda._run("HESSIAN", z, None, p.direction, p.weight, p.bias), product, "grad"
     memory = in_place.base
-    yield memory[:, [0, -2, -1]], np.full((p.n, 3), 7.0), "grad"  # nothing was written beside the rows
+    seven = np.full((p.n, 3), widened(np.full(1, 7, dtype=p.dtype))[0])
+    yield memory[:, [0, -2, -1]], seven, "grad"  # nothing was written beside the rows
 
 
 def linear_outcomes():
@@ -208,59 +227,100 @@ def linear_outcomes():
 
 @pytest.fixture(scope="module")
 def on_host(tmp_path_factory):
-    """Let the provider launch kernels that run on this machine."""
+    """Let the provider launch kernels, and multiply, on this machine."""
     if COMPILER is None:
         pytest.skip("no g++ to compile the kernels with")
-    names: dict[str, int] = {}
-    compiled = []
+    folder = tmp_path_factory.mktemp("kernels")
+    functions: dict[str, object] = {}
+    collected: list[str] | None = []
 
     def kernel(name, like):
-        number = names.setdefault(name, len(names))
-        if not compiled:
+        if collected is not None:
+            collected.append(name)
             return lambda grid, block, arguments: None
+        if name not in functions:
+            functions.update(built([name], folder / f"{len(functions)}"))
 
         def run(grid, block, arguments):
-            real = ctypes.c_double if isinstance(arguments[6], np.float64) else ctypes.c_float
-            kinds = [ctypes.c_longlong] * 6 + [real] + [ctypes.c_longlong] * 4 + [ctypes.c_int]
-            values = [kind(x.item()) for kind, x in zip(kinds, arguments, strict=True)]
-            getattr(compiled[0], f"run_{number}")(ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *values)
+            values = [c_type(x)(x.item()) for x in arguments]
+            functions[name](ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *values)
 
         return run
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "block_bytes", lambda device: 5000)
-        patch.setattr(cuda, "_address", lambda x: np.uint64(0 if x is None else x.ctypes.data))
+        patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
+        patch.setattr(cuda, "_free_bytes", lambda: 10**6)
         patch.setattr(cuda, "_kernel", kernel)
+        patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
+        patch.setattr(cublas, "_gemm", gemm)
         with np.errstate(all="ignore"):
-            for p in problems():  # to know the kernels that it takes
+            for p in problems():  # to know the kernels that it takes, and compile them at once
                 list(outcomes(p))
             list(linear_outcomes())
             list(extremes())
-        compiled.append(built(names, tmp_path_factory.mktemp("kernels")))
+        functions.update(built(sorted(set(collected)), folder / "all"))
+        collected = None
         yield
 
 
+def c_type(x):
+    """What ctypes calls the type of an argument of a kernel."""
+    return {"f": ctypes.c_float, "d": ctypes.c_double, "i": ctypes.c_int}.get(x.dtype.char, ctypes.c_longlong)
+
+
 def built(names, folder):
-    """A library of the kernels of these names, each as a function run_<number>."""
+    """The kernels of these names as functions of grid, block and arguments, in a library that is compiled here."""
     launchers = []
-    for name, number in names.items():
-        T, A = parsed(name)[1][:2]
+    for number, name in enumerate(names):
+        if name == "round_to_bfloat16":
+            parameters = "const float* a, BFloat16* b, Index c"
+        else:
+            T, A = parsed(name)[1][:2]
+            parameters = (
+                f"const {T}* a, Index b, const {A}* c, const void* d, Index e, const {A}* f, {A} g, {T}* h, Index i, "
+                f"{A}* j, Index k, int l"
+            )
+        arguments = ", ".join(x.split()[-1] for x in parameters.split(", "))
         launchers.append(
-            f'extern "C" void run_{number}(unsigned grid, unsigned block, const {T}* a, Index b, const {A}* c, '
-            f"const void* d, Index e, const {A}* f, {A} g, {T}* h, Index i, {A}* j, Index k, int l) "
-            f"{{ run_kernel(grid, block, [=] {{ {name}(a, b, c, d, e, f, g, h, i, j, k, l); }}); }}"
+            f'extern "C" void run_{number}(unsigned grid, unsigned block, {parameters}) '
+            f"{{ run_kernel(grid, block, [=] {{ {name}({arguments}); }}); }}"
         )
     half = """
 float widen(Half x) { _Float16 y; memcpy(&y, &x, 2); return y; }
 void narrow(float wide, Half& x) { _Float16 y = wide; memcpy(&x, &y, 2); }
 """
-    code = folder / "kernels.cpp"
+    folder.mkdir()
+    code, library = folder / "kernels.cpp", folder / "kernels.so"
     kernels = Path(cuda.__file__).with_name("cross_entropy.cu")
     code.write_text(f'#include "{HERE / "cuda_on_host.h"}"\n#include "{kernels}"\n{half}' + "\n".join(launchers))
-    library = folder / "kernels.so"
     flags = ["-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-Werror=return-type"]
-    subprocess.run([COMPILER, *flags, str(code), "-o", str(library)], check=True)  # noqa: S603
-    return ctypes.CDLL(str(library))
+    subprocess.run([COMPILER, *flags, str(code), "-o", str(library)], check=True)
+    functions = ctypes.CDLL(str(library))
+    return {name: functions[f"run_{number}"] for number, name in enumerate(names)}
+
+
+def gemm(compute, m, n, k, alpha, a, layout_a, b, layout_b, beta, out, layout_out):
+    """What cublasGemmEx does: it knows where matrices begin, and their layouts, but nothing of their shapes."""
+
+    def by_columns(x, n_rows, n_columns, step):
+        return np.lib.stride_tricks.as_strided(x, (n_rows, n_columns), (x.itemsize, step * x.itemsize))
+
+    def factor(x, n_rows, n_columns, layout):
+        shape = (n_columns, n_rows) if layout.by_columns else (n_rows, n_columns)
+        x = by_columns(x, *shape, layout.step)
+        x = x.T if layout.by_columns else x
+        if x.dtype == np.uint16:
+            return widened(x).astype(np.float32)
+        if compute == "32F_FAST_TF32":
+            bits = np.ascontiguousarray(x).view(np.uint32)
+            return ((bits + 0xFFF + (bits >> 13 & 1)) >> 13 << 13).astype(np.uint32).view(np.float32)
+        return x
+
+    assert compute == "64F" if out.dtype == np.float64 else compute.startswith("32F")
+    product = alpha * (factor(a, m, k, layout_a) @ factor(b, k, n, layout_b))
+    to = by_columns(out, m, n, layout_out.step)
+    to[...] = product if beta == 0 else beta * to + product
 
 
 def extremes():
@@ -275,18 +335,18 @@ def extremes():
 
 def within(actual, expected, dtype, quantity, scale=1.0):
     relative, absolute = TOLERANCE[quantity][dtype]
-    extra = LOGIT_ROUNDING * np.finfo(dtype).eps * 10
+    extra = LOGIT_ROUNDING * (2.0**-7 if dtype == "bfloat16" else np.finfo(dtype).eps) * 10
     bound = relative * np.abs(expected).max() + absolute + extra
-    assert actual.dtype == dtype
-    np.testing.assert_allclose(actual.astype(np.float64), expected, rtol=0, atol=bound * scale)
+    np.testing.assert_allclose(widened(actual), expected, rtol=0, atol=bound * scale)
 
 
 @pytest.mark.usefixtures("on_host")
 def test_every_pass_is_the_reference():
     for p in problems():
         for actual, expected, quantity in outcomes(p):
-            dtype = actual.dtype.name
-            within(actual, expected, dtype, quantity, 2.0 if dtype != p.dtype or p.dtype == "float16" else 1.0)
+            assert actual.dtype.name in (p.dtype, p.bias.dtype.name)
+            dtype = "bfloat16" if actual.dtype == np.uint16 else actual.dtype.name
+            within(actual, expected, dtype, quantity, 1.0 if p.dtype in ("float32", "float64") else 2.0)
 
 
 @pytest.mark.usefixtures("on_host")
@@ -313,3 +373,108 @@ def test_rows_out_of_the_ordinary_keep_to_themselves():
             np.testing.assert_array_equal(grad[:2], 0.0)
             np.testing.assert_allclose(p[3], 1 / z.shape[1], rtol=1e-5)
             assert losses[3] == pytest.approx(np.log(z.shape[1]), rel=1e-6)
+
+
+# --- Products ---
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
+def test_products_of_any_layout(dtype):
+    rng = np.random.default_rng(0)
+    for m, n, k in itertools.product((1, 2, 5), (1, 3), (1, 4)):
+        for lay_a, lay_b, lay_out in itertools.product(LAYOUTS, LAYOUTS, (LAYOUTS[0], LAYOUTS[2])):
+            a, b = rng.normal(size=(m, k)), rng.normal(size=(k, n))
+            if dtype == "uint16":
+                a, b = bfloat16_bits(a), bfloat16_bits(b)
+            else:
+                a, b = a.astype(dtype), b.astype(dtype)
+            out = lay_out(np.full((m, n), np.nan, dtype="float32" if dtype == "uint16" else dtype))
+            exact = widened(a) @ widened(b)
+            for times, add in ((1, False), (2, True), (1, False)):
+                cublas.matmul(lay_a(a), lay_b(b), out, add=add)
+                np.testing.assert_allclose(out, times * exact, rtol=0, atol=1e-14 if dtype == "float64" else 1e-5)
+
+
+def beside_others(x):
+    """A view of x in a matrix with more columns."""
+    memory = np.full((len(x), x.shape[1] + 2), 9, dtype=x.dtype)
+    memory[:, 1:-1] = x
+    return memory[:, 1:-1]
+
+
+def every_other(x):
+    """A view of x with something between any two of its entries."""
+    memory = np.full((2 * len(x), 2 * x.shape[1]), 9, dtype=x.dtype)
+    memory[::2, ::2] = x
+    return memory[::2, ::2]
+
+
+LAYOUTS = (np.ascontiguousarray, np.asfortranarray, beside_others, lambda x: beside_others(x.T).T, every_other)
+
+
+def test_a_result_by_columns_is_refused():
+    with pytest.raises(ValueError, match="rows in one piece"):
+        cublas.matmul(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2), order="F"))
+
+
+@pytest.mark.usefixtures("on_host")
+def test_rounding_to_bfloat16_is_to_the_nearest_even():
+    bits = np.random.default_rng(0).integers(0, 2**32, size=(300, 7), dtype=np.uint32)
+    bits[:100] = bits[:100] & 0xFFFF0000 | 0x8000  # ties
+    x = bits.view(np.float32)
+    x[:, 0] = [np.inf, -np.inf, np.nan] * 100
+    actual, expected = widened(cuda._bfloat16_bits(x)), widened(bfloat16_bits(x))
+    np.testing.assert_array_equal(actual, expected)
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+def test_precision_of_sums(precision):
+    rng = np.random.default_rng(0)
+    X, coef = rng.normal(size=(400, 30)).astype("float32"), rng.normal(size=(7, 30)).astype("float32")
+    labels = rng.integers(0, 7, size=400)
+    loss, grad, slope = reference.linear_sums(*(x.astype("float64") for x in (coef, coef[:, 0], X)), labels)
+    sums = cuda.linear_sums(coef, coef[:, 0], X, labels, workspace=Workspace(1, precision))
+    error = np.linalg.norm(sums[1] - grad) / np.linalg.norm(grad)
+    low, high = {"float32": (0, 1e-6), "tf32": (5e-5, 2e-3), "bfloat16": (5e-4, 2e-2)}[precision]
+    assert low < error < high
+    assert sums[1].dtype == sums[2].dtype == np.float32
+    assert abs(float(sums[0] / loss) - 1) < high
+    np.testing.assert_allclose(sums[2], slope, rtol=0, atol=high * np.abs(slope).max())
+
+
+# --- Fits ---
+
+
+@pytest.fixture
+def evaluations(on_host, monkeypatch):
+    """Let fits of float32 on NumPy take the kernels for CuPy; a list of the precisions of their evaluations."""
+    seen, linear_sums = [], cuda.linear_sums
+
+    def counted(*arguments, workspace, **options):
+        seen.append(workspace.precision)
+        return linear_sums(*arguments, workspace=workspace, **options)
+
+    monkeypatch.setattr(cuda, "linear_sums", counted)
+    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float32"), "cuda")
+    return seen
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "adam"])
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+def test_fits_end_in_float32_whatever_the_precision(precision, solver, evaluations, monkeypatch):
+    monkeypatch.setattr(cuda, "block_bytes", lambda device: 1 << 20)
+    X, y = load_digits(return_X_y=True)
+    X = (X[:600] / 16).astype("float32")
+    exact = sx.SoftmaxClassifier(device="cpu", dtype="float64", tol=1e-8).fit(X, y[:600])
+    model = sx.SoftmaxClassifier(
+        device="cpu", precision=precision, solver=solver, tol=1e-2 if solver == "adam" else 1e-6
+    )
+    model.fit(X, y[:600])
+    assert model.converged_
+    assert evaluations[-1] == "float32"
+    if precision != "float32":
+        assert evaluations.count("float32") < evaluations.count(precision)
+    if solver != "adam":
+        assert model.objective_ == pytest.approx(exact.objective_, rel=2e-6)

@@ -392,6 +392,21 @@ X0, Y0 = np.array([[0.0, 1], [1, 2], [2, 0], [3, 1]]), np.array([0, 1, 0, 1])
         ({"workers": 1.5}, TypeError, "`workers` must be an integer, got 1.5; pass"),
         ({"max_memory": 0}, ValueError, "`max_memory` must be at least 1, got 0; choose"),
         ({"max_memory": "1G"}, TypeError, "`max_memory` must be an integer, got '1G'; pass"),
+        (
+            {"precision": "half"},
+            ValueError,
+            "`precision` must be one of 'float32', 'tf32'.*got 'half'; choose",
+        ),
+        (
+            {"precision": "tf32", "device": "cpu"},
+            ValueError,
+            "`precision`='tf32' is for float32 data on a CUDA device, got float64 on cpu; choose",
+        ),
+        (
+            {"precision": "bfloat16", "device": "cpu", "dtype": "float32"},
+            ValueError,
+            "`precision`='bfloat16' is for float32 data on a CUDA device, got float32 on cpu; choose",
+        ),
         ({"verbose": -1}, ValueError, "`verbose` must be at least 0, got -1; choose"),
         ({"solver": "newton"}, ValueError, "`solver` must be one of 'auto', 'lbfgs'.*got 'newton'; choose"),
         ({"fit_intercept": "no"}, TypeError, "`fit_intercept` must be True or False, got 'no'; pass"),

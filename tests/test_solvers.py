@@ -15,7 +15,9 @@ import softmax_xp as sx
 from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
+from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import lbfgs, line_search, newton_cg, stochastic
+from softmax_xp.solvers.descent import Evaluation
 
 
 class Counted:
@@ -651,6 +653,107 @@ def test_newton_cg_interrupted_in_a_product_returns_the_best_point_so_far(rng, c
     assert solution.n_iter - len(seen) in (0, 1)  # the last point was to be shown after its gap was known
     assert solution.objective == float(f.value_and_grad(solution.params)[0])
     assert solution.objective <= (seen[-1].objective if seen else math.log(3))
+
+
+# What is rough at first.
+
+
+class RoughAndExact:
+    """A quadratic, and an evaluation of it that is off by as much as it takes to be told apart."""
+
+    def __init__(self, rng, tol):
+        self.f = Quadratic(NumPyLibrary, rng, "float64")
+        self.error = 1e-4 * rng.normal(size=8)
+        self.exact, self.kinds = counted(self.f.value_and_grad), []
+        self.rough = Evaluation(self.rough_value_and_grad, lambda x: 1e-2, tol)
+
+    def value_and_grad(self, x):
+        self.kinds.append("exact")
+        return self.exact(x)
+
+    def rough_value_and_grad(self, x):
+        self.kinds.append("rough")
+        value, grad = self.f.value_and_grad(x)
+        return value + 1e-3, grad + self.error
+
+    def solve(self, method, **options):
+        return method(self.f, self.value_and_grad, np.full(8, 3.0), rough=self.rough, **options)
+
+
+@pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-30])  # with the last, no step is found any more
+def test_descent_that_begins_roughly_ends_exactly(rng, method, tol):
+    problem, seen = RoughAndExact(rng, tol), []
+    solution = problem.solve(method, tol=1e-10, observe=seen.append)
+    assert solution.converged
+    away = solution.params - problem.f.minimiser
+    assert 0.5 * away @ problem.f.A @ away <= 1e-10 * abs(problem.f.minimum)
+    assert solution.objective == float(problem.f.value_and_grad(solution.params)[0])
+    first_exact = problem.kinds.index("exact")
+    assert first_exact > 1
+    assert set(problem.kinds[first_exact:]) == {"exact"}
+    assert solution.n_evaluations == len(problem.kinds)
+    assert [iterate.n_iter for iterate in seen] == sorted({iterate.n_iter for iterate in seen})
+
+
+@pytest.mark.parametrize("end", ["max_iter", "observer", "interrupt"])
+def test_descent_that_ends_while_it_is_rough_tells_exact_numbers(rng, method, end):
+    problem = RoughAndExact(rng, 1e-9)
+
+    def observe(iterate):
+        if end == "interrupt":
+            raise KeyboardInterrupt
+        return end == "observer"
+
+    solution = problem.solve(method, tol=1e-12, max_iter=1 if end == "max_iter" else 100, observe=observe)
+    assert not solution.converged
+    assert solution.n_iter == 1
+    value, grad = problem.f.value_and_grad(solution.params)
+    assert (solution.objective, solution.gradient_norm) == (float(value), pytest.approx(np.linalg.norm(grad)))
+    assert problem.kinds[-1] == "exact"
+
+
+# What comes to the host.
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """The sizes of what array-api-strict hands to the host, one after the other."""
+    strict = pytest.importorskip("array_api_strict")
+    kind, sizes = type(strict.zeros(1)), []
+
+    def counting(own):
+        def method(x, *arguments, **options):
+            sizes.append(math.prod(x.shape))
+            return own(x, *arguments, **options)
+
+        return method
+
+    for name in ("__float__", "__int__", "__bool__", "__index__", "__dlpack__"):
+        monkeypatch.setattr(kind, name, counting(getattr(kind, name)))
+    return sizes
+
+
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_an_iteration_brings_only_the_scalars_of_the_line_search_to_the_host(transfers, rng, preconditioned):
+    strict = pytest.importorskip("array_api_strict")
+    device = strict.Device("device1")
+    X = strict.asarray(rng.normal(size=(300, 6)), device=device)
+    t = strict.asarray(rng.integers(0, 4, size=300), device=device)
+    f = LinearObjective(backend_of(X), X, t, 4, L2(1e-4))
+    start = strict.zeros(f.n_params, device=device)
+    precondition = Curvature(f, 1 << 20).bound() if preconditioned else None
+    f.rounding_error(start)
+    counts = []
+    for max_iter in (4, 9):
+        transfers.clear()
+        solution = lbfgs.minimize(
+            f.value_and_grad, start, tol=1e-30, max_iter=max_iter, noise=f.rounding_error, precondition=precondition
+        )
+        assert solution.n_iter == max_iter
+        assert solution.n_evaluations <= max_iter + 2
+        assert max(transfers) <= 3  # value, slope and the gradient's norm, together
+        counts.append(len(transfers))
+    assert counts[1] - counts[0] <= 5 * 6
 
 
 # Stochastic optimizers: the formulas, one number at a time.

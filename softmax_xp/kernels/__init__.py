@@ -22,6 +22,9 @@ PROVIDERS = {
 class Kernels(Protocol):
     """What a provider offers; `reference` defines each function."""
 
+    PRECISIONS: tuple[str, ...]
+    """The precisions of matrix products that a workspace may ask for; the first is that of the data."""
+
     def softmax(self, logits: Array, axis: int = -1) -> Array:
         """Return the softmax of `logits` along `axis`."""
 

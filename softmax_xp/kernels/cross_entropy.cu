@@ -93,7 +93,7 @@ __device__ inline A over_warps(A x) {
 __device__ inline float lowest(float) { return -3.402823466e38f; }
 __device__ inline double lowest(double) { return -1.7976931348623157e308; }
 
-// A sum; of many float terms one after the other it is COMPENSATED (Kahan, 1965, doi:10.1145/363707.363723): without that
+// A sum; of many terms one after the other it is COMPENSATED (Kahan, 1965, doi:10.1145/363707.363723): without that
 // small terms, which are all rounded the same way, would add up to an error of the size of the result's fifth digit.
 template <typename A, bool COMPENSATED>
 struct Sum {
@@ -328,7 +328,7 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     auto target = [&](Index k) { return TARGETS == PROBABILITIES ? t[k * targets_step] : (A)0; };
     const A at_label = TARGETS == LABELS && own.known ? logit(own.label) : (A)0;
 
-    Sums<A, sizeof(A) == 4> sums;
+    Sums<A, true> sums;
     for (Index k = slice; k < n_classes; k += SLICES) {
         const A z = logit(k);
         if (z > sums.top) sums.raise(z);
@@ -343,4 +343,10 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
         const A z = logit(k) - totals.top;
         narrow(own.entry(totals, k, z, exp(z), target(k)), out[k * out_step + row]);
     }
+}
+
+// A factor of a product of lower precision.
+__global__ void __launch_bounds__(128) round_to_bfloat16(const float* x, BFloat16* to, Index n) {
+    const Index i = (Index)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) narrow(x[i], to[i]);
 }

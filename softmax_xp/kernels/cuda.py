@@ -25,6 +25,7 @@ from softmax_xp._arrays import (
     row_blocks,
     working_dtype,
 )
+from softmax_xp.kernels import cublas
 from softmax_xp.kernels.workspace import Workspace
 
 OPTIONS = ("--std=c++17",)
@@ -34,7 +35,11 @@ TYPES = {
     "float64": ("double", "double"),
     "float16": ("Half", "float"),
     "bfloat16": ("BFloat16", "float"),
+    "uint16": ("BFloat16", "float"),  # its bits, for which CuPy has no dtype of its own
 }
+# Of the matrix products of float32: as they are, with factors of ten bits behind the point, or of seven; summed in
+# float32 always.
+PRECISIONS = ("float32", "tf32", "bfloat16")
 PACK_BYTES = 16  # the widest access that a thread has
 HELD_BYTES = 128  # of one row in the registers of a thread; twice as much spills
 HELD_BYTES_OF_MORE = 64  # where there is more than a block of MAX_BLOCK can hold: its threads have 64 registers each
@@ -45,6 +50,9 @@ BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
 MAX_BLOCK = 1024
 SLICES = 8  # warps that share 32 rows of class-major logits
 MIN_SLICE = 32  # classes: with fewer to share, one warp does
+# Each block of rows costs a pass over the gradient, which with fewer rows takes a share of the time of its products.
+MIN_BLOCK_ROWS = 2048
+FREE_SHARE = 4  # of the memory that is free a block takes at most one in so many parts
 
 
 class Launch(NamedTuple):
@@ -150,13 +158,13 @@ def linear_sums(
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept."""
     xp, wide = namespace(X=X), accumulation_dtype(namespace(X=X), device_of(X))
     loss = xp.zeros((), dtype=wide)
-    sums = _Sums(coef, intercept, X)
-    for rows, X_block, (logits,) in _logits([(coef, intercept)], X):
+    blocks = _Blocks([(coef, intercept)], X, workspace)
+    for rows, (logits,) in blocks:
         losses = xp.empty(len(logits), dtype=logits.dtype)
         _run("GRADIENT", logits, logits, targets[rows], _of(weight, rows), _bias(intercept, logits), smoothing, losses)
         loss = loss + xp.sum(losses, dtype=wide)
-        sums.add(logits, X_block)
-    return loss, sums.coef, sums.intercept
+        blocks.add(logits)
+    return loss, blocks.grad_coef, blocks.grad_intercept
 
 
 def linear_hessian_product(
@@ -169,51 +177,91 @@ def linear_hessian_product(
     workspace: Workspace | None = None,
 ) -> tuple[Array, Array | None]:
     """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
-    sums = _Sums(coef, intercept, X)
-    for rows, X_block, (logits, along) in _logits([(coef, intercept), (direction, direction_intercept)], X):
+    blocks = _Blocks([(coef, intercept), (direction, direction_intercept)], X, workspace)
+    for rows, (logits, along) in blocks:
         if direction_intercept is not None:
             along += _bias(direction_intercept, logits)
         _run("HESSIAN", logits, logits, along, _of(weight, rows), _bias(intercept, logits))
-        sums.add(logits, X_block)
-    return sums.coef, sums.intercept
+        blocks.add(logits)
+    return blocks.grad_coef, blocks.grad_intercept
 
 
-class _Sums:
-    """What the gradients in the logits, block after block, add up to: times X, and alone."""
+class _Blocks:
+    """Blocks of rows: their logits in memory that is used again, and the sums of what a pass makes of these.
 
-    def __init__(self, coef: Array, intercept: Array | None, X: Array) -> None:
+    Iterated over, it yields the rows of a block, and X there times each map, (m, C), or for two classes (m, 2).
+
+    Parameters
+    ----------
+    maps : list of coefficients (K, D) and intercepts (K,), of which the shape of the first alone is used
+    X : array of shape (n, D)
+    workspace : Workspace, optional
+        Says in which precision products are made.
+    """
+
+    def __init__(self, maps: list[tuple[Array, Array | None]], X: Array, workspace: Workspace | None) -> None:
         xp = namespace(X=X)
-        self.coef = xp.zeros(coef.shape, dtype=working_dtype(xp, X.dtype))
-        self.intercept = None if intercept is None else xp.zeros(intercept.shape, dtype=self.coef.dtype)
+        self.X = X
+        self.dtype = working_dtype(xp, X.dtype)
+        self.precision = "float32" if workspace is None else workspace.precision
+        self.coefs = [self._factor(xp.astype(coef, self.dtype, copy=False)) for coef, _ in maps]
+        (coef, intercept), *_ = maps
+        self.n_classes = max(coef.shape[0], 2)
+        self.grad_coef = xp.zeros(coef.shape, dtype=self.dtype)
+        self.grad_intercept = None if intercept is None else xp.zeros(intercept.shape, dtype=self.dtype)
 
-    def add(self, dlogits: Array, X: Array) -> None:
-        """Add those of some rows: dlogits (m, C) and X (m, D)."""
-        dlogits = dlogits[:, -self.coef.shape[0] :]
-        self.coef += dlogits.T @ X
-        if self.intercept is not None:
-            self.intercept += namespace(X=X).ones(len(X), dtype=X.dtype) @ dlogits
+    def __iter__(self) -> Iterator[tuple[slice, list[Array]]]:
+        xp, (n_rows, n_features) = namespace(X=self.X), self.X.shape
+        row_bytes = len(self.coefs) * self.n_classes * bytes_of(xp, self.dtype)
+        if self.precision == "bfloat16":
+            row_bytes += 2 * (n_features + self.n_classes)
+        blocks = list(row_blocks(n_rows, row_bytes, _block_bytes(n_rows, row_bytes, self.X)))
+        buffers = [xp.empty((blocks[0].stop, self.n_classes), dtype=self.dtype) for _ in self.coefs]
+        for rows in blocks:
+            self.X_block = self._factor(xp.astype(self.X[rows, :], self.dtype, copy=False))
+            logits = [buffer[: len(self.X_block)] for buffer in buffers]
+            for coef, z in zip(self.coefs, logits, strict=True):
+                z[:, : self.n_classes - coef.shape[0]] = 0.0  # of two classes the first has the logit 0
+                self._multiply(self.X_block, coef.T, z[:, -coef.shape[0] :], add=False)
+            yield rows, logits
+
+    def add(self, dlogits: Array) -> None:
+        """Add the gradient in the logits of the last block (m, C): times X, and alone."""
+        dlogits = dlogits[:, -self.grad_coef.shape[0] :]
+        self._multiply(self._factor(dlogits).T, self.X_block, self.grad_coef, add=True)
+        if self.grad_intercept is not None:
+            ones = namespace(X=self.X).ones(len(dlogits), dtype=self.dtype)
+            self.grad_intercept += ones @ dlogits
+
+    def _multiply(self, a: Array, b: Array, out: Array, add: bool) -> None:
+        cublas.matmul(a, b, out, tf32=self.precision == "tf32", add=add)
+
+    def _factor(self, x: Array) -> Array:
+        """Return `x` (m, n) as a factor of products: itself, or its bits as bfloat16."""
+        return _bfloat16_bits(x) if self.precision == "bfloat16" else x
 
 
-def _logits(maps: list[tuple[Array, Array | None]], X: Array) -> Iterator[tuple[slice, Array, list[Array]]]:
-    """Yield rows, X there, and X times each map, (m, C) or for two classes (m, 2), in memory that is used again."""
-    xp = namespace(X=X)
-    dtype = working_dtype(xp, X.dtype)
-    coefs = [xp.astype(coef, dtype, copy=False) for coef, _ in maps]
-    n_coef = coefs[0].shape[0]
-    n_classes = max(n_coef, 2)
-    row_bytes = len(maps) * n_classes * bytes_of(xp, dtype)
-    blocks = list(row_blocks(X.shape[0], row_bytes, block_bytes(device_of(X))))
-    buffers = [xp.empty((blocks[0].stop, n_classes), dtype=dtype) for _ in maps]
-    for rows in blocks:
-        X_block = xp.astype(X[rows, :], dtype, copy=False)
-        logits = [buffer[: len(X_block)] for buffer in buffers]
-        for coef, z in zip(coefs, logits, strict=True):
-            if n_coef == 1:  # class 0 has the logit 0
-                z[:, 0] = 0.0
-                z[:, 1:] = X_block @ coef.T
-            else:
-                xp.matmul(X_block, coef.T, out=z)
-        yield rows, X_block, logits
+def _block_bytes(n_rows: int, row_bytes: int, X: Array) -> int:
+    """Return how large a block of rows should be: as the device likes it, rows enough, and in memory that is free."""
+    usual = block_bytes(device_of(X))
+    wanted = max(usual, min(n_rows, MIN_BLOCK_ROWS) * row_bytes)
+    small = n_rows * row_bytes <= usual // 16  # not worth the question
+    return wanted if small else min(wanted, _free_bytes() // FREE_SHARE)
+
+
+def _free_bytes() -> int:
+    """Return how much memory of the current device is free, or held ready by CuPy."""
+    cupy: Any = import_module("cupy")
+    return int(cupy.cuda.Device().mem_info[0]) + int(cupy.get_default_memory_pool().free_bytes())
+
+
+def _bfloat16_bits(x: Array) -> Array:
+    """Return float32 numbers (m, n) rounded to bfloat16, as their bits in uint16."""
+    xp = namespace(x=x)
+    x = xp.asarray(x, order="C")
+    out = xp.empty(x.shape, dtype=xp.uint16)
+    _kernel("round_to_bfloat16", x)((-(-x.size // BLOCK),), (BLOCK,), (_pointer(x), _pointer(out), np.int64(x.size)))
+    return out
 
 
 def _bias(intercept: Array | None, logits: Array) -> Array | None:
@@ -261,7 +309,7 @@ def _run(
         targets = _side_by_side(xp.astype(targets, xp.int64, copy=False))
     weight, bias = _side_by_side(weight), _side_by_side(bias)
     matrices = [x for x in (z, out, targets) if x is not None and x.ndim == 2]
-    aligned = all(_address(x) % PACK_BYTES == 0 and x.strides[0] % PACK_BYTES == 0 for x in matrices)
+    aligned = all(cublas.address(x) % PACK_BYTES == 0 and x.strides[0] % PACK_BYTES == 0 for x in matrices)
     whole = n_classes * z.itemsize % PACK_BYTES == 0
     launch = launch_of(
         n_rows, n_classes, dtype_name(z.dtype), row_pass, kind, class_major=class_major, aligned=aligned and whole
@@ -271,10 +319,10 @@ def _run(
     def step(x: Array | None) -> np.int64:
         return np.int64(0 if x is None or x.ndim == 1 else x.strides[across] // x.itemsize)
 
-    real = np.float64 if dtype_name(z.dtype) == "float64" else np.float32
+    real = getattr(np, _real(z))
     arguments = (
-        *(_address(z), step(z), _address(bias), _address(targets), step(targets), _address(weight), real(smoothing)),
-        *(_address(out), step(out), _address(losses), np.int64(n_rows), np.int32(n_classes)),
+        *(_pointer(z), step(z), _pointer(bias), _pointer(targets), step(targets), _pointer(weight), real(smoothing)),
+        *(_pointer(out), step(out), _pointer(losses), np.int64(n_rows), np.int32(n_classes)),
     )
     _kernel(launch.kernel, z)((launch.grid,), (launch.block,), arguments)
     return out
@@ -292,8 +340,8 @@ def _compiled(name: str, device: int) -> Any:
     return module.get_function(name)
 
 
-def _address(x: Array | None) -> np.uint64:
-    return np.uint64(0 if x is None else x.data.ptr)
+def _pointer(x: Array | None) -> np.uint64:
+    return np.uint64(cublas.address(x))
 
 
 def _steps(x: Array, axis: int) -> bool:
@@ -313,7 +361,12 @@ def _itemsize(dtype: str) -> int:
 def _losses(logits: Array, axis: int) -> Array:
     """Return memory for the loss of each row."""
     xp = namespace(logits=logits)
-    return xp.empty(_rows_first(logits, axis).shape[0], dtype=working_dtype(xp, logits.dtype))
+    return xp.empty(_rows_first(logits, axis).shape[0], dtype=getattr(xp, _real(logits)))
+
+
+def _real(logits: Array) -> str:
+    """Return the dtype that logits are computed in."""
+    return "float64" if TYPES[dtype_name(logits.dtype)][1] == "double" else "float32"
 
 
 def _rows_first(x: Array, axis: int) -> Array:

@@ -32,6 +32,8 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.kernels.workspace import Workspace
 
+PRECISIONS = ("float32",)  # of products: that of the data
+
 
 def softmax(logits: Array, axis: int = -1) -> Array:
     """Return exp(z) / sum(exp(z)) along `axis`; shape and dtype of `logits`."""

@@ -36,10 +36,13 @@ class Workspace(AbstractContextManager[None]):
     ----------
     workers : int, optional
         Number of threads; by default as many as the process may use cores.
+    precision : str, default "float32"
+        Of matrix products, one of the provider's PRECISIONS; the first of them means that of the data.
     """
 
-    def __init__(self, workers: int | None = None) -> None:
+    def __init__(self, workers: int | None = None, precision: str = "float32") -> None:
         self.workers = usable_cores() if workers is None else workers
+        self.precision = precision
         self._pool: ThreadPoolExecutor | None = None
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from softmax_xp._arrays import Array, namespace
@@ -17,6 +18,22 @@ from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A way to evaluate the function, and how far it serves.
+
+    Attributes
+    ----------
+    value_and_grad, noise : as for `descend`
+    tol : float, default 0.0
+        It serves until the estimated gap is at most `tol` times the objective's magnitude, or no step lowers it.
+    """
+
+    value_and_grad: ValueAndGrad
+    noise: Callable[[Array], float] | None = None
+    tol: float = 0.0
 
 
 class Method(Protocol):
@@ -46,6 +63,7 @@ def descend(
     tol: float,
     max_iter: int,
     noise: Callable[[Array], float] | None = None,
+    rough: Evaluation | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a smooth function from `params` by steps along the directions of `method`.
@@ -62,6 +80,8 @@ def descend(
     max_iter : int
     noise : callable, optional
         Takes parameters to the rounding error of the value there; none by default.
+    rough : Evaluation, optional
+        One that costs less and is less exact, to begin with. The end is judged, and told, by `value_and_grad`.
     observe : callable, optional
         Called with an Iterate after each step; a true result ends the solve there.
 
@@ -71,10 +91,19 @@ def descend(
         Of the best point reached, also when Ctrl-C ended the solve.
     """
     xp = namespace(params=params)
-    point = evaluated(xp, value_and_grad, params, xp.zeros_like(params), 0.0)
+    exact = Evaluation(value_and_grad, noise)
+    current = rough or exact
+    point = evaluated(xp, current.value_and_grad, params, xp.zeros_like(params), 0.0)
     n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
     message, converged = "", False
     stop: object = False
+
+    def evaluate_exactly() -> None:
+        nonlocal current, point, n_evaluations
+        current = exact
+        point = evaluated(xp, value_and_grad, point.x, xp.zeros_like(point.x), 0.0)
+        n_evaluations += 1
+
     try:
         while not message:
             if not math.isfinite(point.value):
@@ -82,6 +111,9 @@ def descend(
                 break
             target = tol / MARGIN * abs(point.value)
             direction, gap, first = method.direction(point, target)
+            if current is not exact and (gap <= max(target, current.tol * abs(point.value)) or n_iter >= max_iter):
+                evaluate_exactly()
+                continue
             here = Iterate(n_iter, point.value, point.gradient_norm, gap)
             stop = n_iter > 0 and observe is not None and observe(here)
             if gap <= target:
@@ -95,21 +127,25 @@ def descend(
                 new, trials = None, 0
                 if slope < 0.0:
                     step = min(1.0, 1.0 / math.sqrt(-slope)) if first is None else first
-                    error = 0.0 if noise is None else noise(point.x)
-                    new, trials = wolfe_point(xp, value_and_grad, point, direction, slope, step, error)
+                    error = 0.0 if current.noise is None else current.noise(point.x)
+                    new, trials = wolfe_point(xp, current.value_and_grad, point, direction, slope, step, error)
                 n_evaluations += trials
                 if new is not None or not method.restarted():
                     break
                 direction, gap, first = method.direction(point, target)
-            if new is None:
+            if new is not None:
+                method.stepped(point, new)
+                point, n_iter = new, n_iter + 1
+            elif current is not exact:
+                evaluate_exactly()
+            else:
                 message = "no step lowers the objective further in this precision"
-                break
-            method.stepped(point, new)
-            point, n_iter = new, n_iter + 1
         if not converged and not stop and math.isfinite(point.value):  # who ended it has seen an estimate
             gap = method.gap(point)
     except KeyboardInterrupt:
         message = "interrupted"
+    if current is not exact:
+        evaluate_exactly()
     return Solution(
         params=point.x,
         objective=point.value,

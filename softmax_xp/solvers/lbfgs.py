@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from softmax_xp._arrays import Array, namespace
 from softmax_xp.solvers import Iterate, Solution
-from softmax_xp.solvers.descent import descend
+from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 from softmax_xp.solvers.newton_cg import HessianProduct, Precondition, newton_step
 
@@ -137,6 +137,7 @@ def minimize(
     max_iter: int = 1000,
     memory: int = 10,
     noise: Callable[[Array], float] | None = None,
+    rough: Evaluation | None = None,
     precondition: Precondition | None = None,
     hessian_product: HessianProduct | None = None,
     due: Due | None = None,
@@ -146,7 +147,7 @@ def minimize(
 
     Parameters
     ----------
-    value_and_grad, params, tol, max_iter, noise, observe : as for `descent.descend`
+    value_and_grad, params, tol, max_iter, noise, rough, observe : as for `descent.descend`
     memory : int, default 10
         How many pairs of steps and gradient differences describe the curvature; 2 * memory vectors are kept.
     precondition : callable, optional
@@ -164,4 +165,6 @@ def minimize(
     Solution
     """
     method = _LBFGS(memory, precondition, hessian_product, due)
-    return descend(method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, observe=observe)
+    return descend(
+        method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
+    )

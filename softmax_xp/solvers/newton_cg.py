@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
 from softmax_xp.solvers import Iterate, Solution
-from softmax_xp.solvers.descent import descend
+from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
@@ -119,6 +119,7 @@ def minimize(
     tol: float = 1e-4,
     max_iter: int = 1000,
     noise: Callable[[Array], float] | None = None,
+    rough: Evaluation | None = None,
     precondition: Callable[[Array], Precondition] | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
@@ -126,7 +127,7 @@ def minimize(
 
     Parameters
     ----------
-    value_and_grad, params, tol, max_iter, noise, observe : as for `descent.descend`
+    value_and_grad, params, tol, max_iter, noise, rough, observe : as for `descent.descend`
     hessian_product : callable
         Takes parameters to the function that takes a direction to the Hessian there times it.
     precondition : callable, optional
@@ -137,4 +138,6 @@ def minimize(
     Solution
     """
     method = _NewtonCG(hessian_product, precondition)
-    return descend(method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, observe=observe)
+    return descend(
+        method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
+    )

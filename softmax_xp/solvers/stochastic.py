@@ -192,6 +192,7 @@ def minimize(
     tol: float,
     max_epochs: int,
     rng: np.random.Generator,
+    rough: LinearObjective | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise an objective from `params` by steps along mini-batches of BATCH_SIZE rows.
@@ -208,6 +209,8 @@ def minimize(
     max_epochs : int
     rng : numpy.random.Generator
         Draws the order of the rows.
+    rough : LinearObjective, optional
+        The same objective in a lower precision, for the steps.
     observe : callable, optional
         Called with an Iterate after each epoch; a true result ends the solve there.
 
@@ -234,7 +237,7 @@ def minimize(
         return float(value), float(xp.sum(wide * wide)) ** 0.5
 
     def value_and_grad(params: Params, rows: Array) -> tuple[Array, Params]:
-        value, grad = objective.batch_value_and_grad(joined(params), rows)
+        value, grad = (rough or objective).batch_value_and_grad(joined(params), rows)
         return value, parts(grad)
 
     def after_step(step: int, value: Array, params: Params) -> bool:
