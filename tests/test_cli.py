@@ -40,7 +40,8 @@ COMMAND = [sys.executable, "-m", "softmax_xp"]
 IRIS = load_iris()
 SPECIES = IRIS.target_names[IRIS.target]
 NAMES = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
-no_cupy = pytest.mark.skipif(find_spec("cupy") is not None, reason="CuPy is installed, device 'cuda' may be usable")
+no_gpu = pytest.mark.skipif(any(d.usable for d in sx.devices()[1:]), reason="device 'cuda' is usable here")
+WHY_NO_GPU = "CuPy is not installed" if find_spec("cupy") is None else "no CUDA driver answers (CUDARuntimeError: "
 
 
 def process(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
@@ -238,7 +239,7 @@ def test_options_reach_the_estimator(run, tmp_path):
     iris_csv(tmp_path / "iris.csv")
     options = ["--target", "species", "--C", "inf", "--tol", "0.01", "--max-iter", "50", "--class-weight", "balanced"]
     options += ["--solver", "lbfgs", "--dtype", "float64", "--seed", "5", "--device", "cpu", "--holdout", "0"]
-    options += ["--workers", "1"]
+    options += ["--workers", "1", "--precision", "float32"]
     status, out, err = run("train", "iris.csv", *options)
     assert (status, err) == (0, "")
     assert "held-out" not in out
@@ -257,6 +258,7 @@ def test_options_reach_the_estimator(run, tmp_path):
         "verbose": 0,
         "workers": 1,
         "max_memory": None,
+        "precision": "float32",
     }
     assert model.coef_.dtype == np.float64
     assert line(out, "data").startswith("iris.csv: 150 rows")
@@ -592,14 +594,14 @@ def test_devices_fails_where_a_required_one_is_unusable(run, monkeypatch):
     assert err.count("\n") == 1
 
 
-@no_cupy
+@no_gpu
 def test_a_container_says_by_a_variable_what_it_is_for(run, monkeypatch):
     """Then nothing falls back to the CPU."""
     monkeypatch.setenv("SOFTMAX_XP_DEVICE", "cuda")
     for command in (["devices"], ["train"]):
         status, _, err = run(*command)
         assert status == 2
-        assert "device 'cuda' cannot be used" in err
+        assert f"device 'cuda' cannot be used: {WHY_NO_GPU}" in err
     assert run("train", "--device", "cpu")[0] == 0
 
 
@@ -725,11 +727,11 @@ def test_plot_without_matplotlib_is_refused_before_the_fit(refused, monkeypatch)
     refused(["train", "--plot", "curves.png"], "matplotlib", "pip install 'softmax-xp[plot]'")
 
 
-@no_cupy
+@no_gpu
 def test_a_device_that_is_not_there_is_refused(refused, tmp_path):
     for device in ("cuda", "cuda:1"):
-        refused(["train", "missing.csv", "--device", device], device, "CuPy is not installed", "pip install")
-    refused(["predict", "model", "data", "--device", "cuda"], "pip install")
+        refused(["train", "missing.csv", "--device", device], device, WHY_NO_GPU, "install")
+    refused(["predict", "model", "data", "--device", "cuda"], WHY_NO_GPU)
     refused(["evaluate", "model", "data", "--device", "cuda"], "device='cpu'")
 
 

@@ -97,8 +97,9 @@ def test_kernels_compile_and_keep_rows_in_registers(architecture):
     assert len(nvrtc.getCUBIN(program)) > 0
     lowered = {nvrtc.getLoweredName(program, name): name for name in names}
     spills = spilled(nvrtc.getProgramLog(program))
-    assert spills.keys() == lowered.keys()
-    for function, n_bytes in spills.items():
+    assert spills.keys() >= lowered.keys()
+    for function in lowered:
+        n_bytes = spills[function]
         if n_bytes:
             print(f"sm_{architecture}: {n_bytes:3d} bytes spilled by {lowered[function]}")
         assert n_bytes <= (96 if "double" in lowered[function] else 16)  # exp and log of doubles take many registers
