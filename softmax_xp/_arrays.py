@@ -35,9 +35,14 @@ def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> I
         yield slice(start, min(start + step, n_rows))
 
 
+def is_gpu(device: Device) -> bool:
+    """Return whether `device` is one that has to be made the current one: a GPU, as CuPy names it."""
+    return hasattr(device, "use")
+
+
 def block_bytes(device: Device) -> int:
     """Return how large the blocks of rows should be that are computed on `device`."""
-    return GPU_BLOCK_BYTES if hasattr(device, "use") else BLOCK_BYTES
+    return GPU_BLOCK_BYTES if is_gpu(device) else BLOCK_BYTES
 
 
 def is_array(x: object) -> bool:
@@ -81,7 +86,7 @@ def device_context(device: Device) -> AbstractContextManager[Any]:
 
     A CUDA library needs it: its kernels run on the current device, not on that of their arguments.
     """
-    return device if hasattr(device, "use") else nullcontext()  # a device that has to be made the current one
+    return device if is_gpu(device) else nullcontext()
 
 
 def detached(x: Array) -> Array:

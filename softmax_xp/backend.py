@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,7 @@ from softmax_xp._arrays import (
     device_of,
     dtype_name,
     is_array,
+    is_gpu,
     is_numpy,
     namespace,
     to_numpy,
@@ -98,6 +100,13 @@ class Backend:
                     host = host.copy()  # not every library takes read-only memory
                 x = self.xp.asarray(host, device=self.device)
             return x if dtype is None else self.xp.astype(x, dtype, copy=False)
+
+    def repeated(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function`, or what does the same sooner when it is called again and again with small arrays.
+
+        It must be as `kernels.graphs.Repeated` takes it.
+        """
+        return import_module("softmax_xp.kernels.graphs").Repeated(function) if is_gpu(self.device) else function
 
     def kernels(self, dtype: DType) -> Kernels:
         """Return the provider of the row pass for arrays of `dtype` here."""

@@ -58,7 +58,8 @@ class LinearObjective:
         self.penalty = penalty
         self.sample_weight = sample_weight
         self.fit_intercept = fit_intercept
-        self.workspace = Workspace(workers if is_numpy(X) else 1)  # a GPU shares out the work by itself
+        self.host_workspace = Workspace(workers)  # for what is always computed by NumPy
+        self.workspace = self.host_workspace if is_numpy(X) else Workspace(1)  # a GPU shares out the work by itself
         self.precision = precision
         self._of_values = self.workspace if precision == "float32" else Workspace(1, precision)
         self._feature_scale: Array | None = None

@@ -27,7 +27,16 @@ from typing import TypeAlias
 import numpy as np
 from scipy.linalg import lapack, solve_triangular
 
-from softmax_xp._arrays import Array, accumulation_dtype, dtype_name, is_numpy, row_blocks, to_numpy
+from softmax_xp._arrays import (
+    Array,
+    accumulation_dtype,
+    block_bytes,
+    dtype_name,
+    is_gpu,
+    is_numpy,
+    row_blocks,
+    to_numpy,
+)
 from softmax_xp.objective import LinearObjective
 
 # Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
@@ -39,7 +48,6 @@ RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite 
 #                more for float32, whose gradients are not quite zero where there is no curvature
 SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
-BLOCK_BYTES = 8 << 20  # of probabilities formed at a time
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
@@ -48,6 +56,11 @@ STREAM = 25  # coefficients a feature for which reading X takes as long as multi
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
+# On a GPU, where inverses and eigenvectors are made by the host, and where no evaluation, however small, takes less
+# time than launching its kernels. From data sheets (50e12 multiplications a second, 5e11 on a host; 0.2 ms), not
+# measured.
+HOST = 100.0  # times as long
+LAUNCHES = 1e10  # multiplications that could be done in that time
 CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
 WARM = 50.0  # the same for a start that is near the optimum
 NEWTON = 50.0  # and for one step of Newton's method, which takes up to a hundred products
@@ -179,10 +192,11 @@ class Curvature:
         if n_matrices > 1 and 8 * n_matrices * max(self.n_columns**2, n_matrices) > self.max_bytes:
             return math.inf
         n_columns = self.n_columns if self._holds_matrix() else 1
-        work = n_matrices * (GRAM * self.n_sampled * n_columns**2 / 2 + factor * n_columns**3)
+        slower, least = (HOST, LAUNCHES) if is_gpu(self.objective.backend.device) else (1.0, 0.0)
+        work = n_matrices * (GRAM * self.n_sampled * n_columns**2 / 2 + slower * factor * n_columns**3)
         if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
-            work += EIGEN * n_coef**3
-        evaluation = 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM)
+            work += slower * EIGEN * n_coef**3
+        evaluation = max(least, 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM))
         return 0.0 if work < FREE else float(work / evaluation)
 
     def bound(self) -> Preconditioner:
@@ -249,11 +263,15 @@ class Curvature:
         everywhere = self._even_gram()
         inverses = np.empty((n_coef, self.n_columns, self.n_columns))
 
-        def invert(k: int) -> None:
+        def form(k: int) -> None:
             ridge = self._ridge * sizes[k] if sizes[k] > least else least
-            inverses[k] = self._inverse(self._gram(objective.X, *drawn[k]) + ridge * everywhere)
+            inverses[k] = self._gram(objective.X, *drawn[k]) + ridge * everywhere
 
-        objective.workspace.map(invert, range(n_coef))
+        def invert(k: int) -> None:
+            inverses[k] = self._inverse(inverses[k])
+
+        objective.workspace.map(form, range(n_coef))
+        objective.host_workspace.map(invert, range(n_coef))
         self.blocks = ClassBlocks(basis, inverses, to_numpy(objective.feature_scale()))
         return self._product(basis, self._multiplied(inverses))
 
@@ -299,7 +317,7 @@ class Curvature:
         xp = objective.backend.xp
         coef, intercept = objective.split(xp.astype(params, A.dtype, copy=False))
         single = coef.shape[0] == 1
-        for rows in row_blocks(A.shape[0], 4 * coef.shape[0] * 8, BLOCK_BYTES):
+        for rows in row_blocks(A.shape[0], 4 * coef.shape[0] * 8, block_bytes(objective.backend.device)):
             logits = A[rows, :] @ coef.T
             logits = logits if intercept is None else logits + intercept
             if single:
@@ -339,15 +357,16 @@ class Curvature:
         wide = accumulation_dtype(xp, backend.device)
         if len(weight) * self.n_columns**2 > 10 * FREE:  # long enough that float32, where X is in it, saves something
             wide = X.dtype
-        gram = np.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1))
-        for rows in row_blocks(len(weight), 8 * self.n_columns, BLOCK_BYTES):
+        total = accumulation_dtype(xp, backend.device)
+        gram = xp.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1), dtype=total, device=backend.device)
+        for rows in row_blocks(len(weight), 8 * self.n_columns, block_bytes(backend.device)):
             B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
             root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
             B = xp.astype(B, wide, copy=False) * root
             if self.objective.fit_intercept:
                 B = xp.concat([B, root], axis=1)
-            gram += to_numpy(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0))
-        return gram
+            gram += xp.astype(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0), total, copy=False)
+        return to_numpy(gram).astype(np.float64, copy=False)
 
     def _scaled(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal."""

@@ -265,7 +265,7 @@ class Trainer:
             batches = islice(minibatches(backend, rows.n, self.batch_size, rng), self.max_steps)
             start = self.model.params_on(backend, rows.X.dtype)
             loop = _Loop(self, rows, held_out, start)
-            ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe)
+            ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe, backend.repeated)
             solution = loop.finish(ended)
             home = backend_of(X)
             self.model.params = {name: home.asarray(x) for name, x in solution.params.items()}
@@ -350,21 +350,20 @@ class _Loop:
         self.stopped_early = False
         self.diverged = False
         self.pending: list[Array] = []  # losses still on the device
-        self.current = start  # the parameters of the step that is being taken
+        self.current = start  # the parameters that the next step starts from
         self.before = start  # the parameters that the last pending loss was measured at
         self.finite = start  # the last parameters whose loss is known to be finite
         self.best: Params = {}
 
     def value_and_grad(self, params: Params, index: Array) -> tuple[Array, Params]:
         """Return the objective of one mini-batch and its gradient."""
-        self.current = params
         return self._batch_value_and_grad(params, self.rows.at(index), index.shape[0], self.trainer.reg)
 
     def observe(self, step: int, value: Array, params: Params) -> bool:
         """Record a step; return whether to stop."""
         trainer = self.trainer
         self.pending.append(value)
-        self.before = self.current
+        self.before, self.current = self.current, params
         log = step % (trainer.log_every or 100) == 0
         look = self.held_out is not None and (step % trainer.validate_every == 0 or step == trainer.max_steps)
         if not (log or look or len(self.pending) >= FLUSH_EVERY):

@@ -360,7 +360,7 @@ def test_blocks_of_a_sample_are_near_those_of_all_rows(xp, rng, sure, weighted, 
 @pytest.mark.parametrize("sampled", [100, 10**6])
 def test_rows_drawn_for_a_block_weigh_as_much_as_it(xp, rng, scale, sampled, monkeypatch):
     monkeypatch.setattr(preconditioners, "MIN_ROWS", sampled)
-    monkeypatch.setattr(preconditioners, "BLOCK_BYTES", 50_000)  # several blocks of rows
+    monkeypatch.setattr(preconditioners, "block_bytes", lambda device: 50_000)  # several blocks of rows
     p = Problem(xp, rng, n=3000, c=4, weighted=True)
     params = scale * rng.normal(size=p.dense.n_params)
     params = params.astype(np.float32).astype(np.float64)

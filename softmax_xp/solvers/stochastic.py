@@ -27,7 +27,10 @@ State: TypeAlias = dict[str, Params]
 
 
 class Optimizer(Protocol):
-    """The rule of one step."""
+    """The rule of one step.
+
+    Where it also has `factors` and `update`, as those of this module have, many steps on a GPU are taken as one graph.
+    """
 
     def start(self, params: Params) -> State:
         """Return what the optimizer remembers before the first step."""
@@ -36,8 +39,24 @@ class Optimizer(Protocol):
         """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
 
 
+class _Rule:
+    """A rule in two parts: the numbers that change from step to step, and what is done with them."""
+
+    def factors(self, n: int) -> tuple[float, ...]:
+        """Return the numbers of step `n`, counted from 0."""
+        raise NotImplementedError
+
+    def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
+        """Return the parameters and the state after a step; the factors may be 0-d arrays."""
+        raise NotImplementedError
+
+    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
+        """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
+        return self.update(params, grads, state, *self.factors(n))
+
+
 @dataclass(frozen=True)
-class SGD:
+class SGD(_Rule):
     """Stochastic gradient descent: v = momentum * v + g, and params -= learning_rate * v.
 
     Parameters
@@ -63,9 +82,13 @@ class SGD:
         """Return zero velocities."""
         return {"velocity": _zeros(params)} if self.momentum else {}
 
-    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
-        """Return parameters and velocities after step `n`."""
-        rate = as_schedule(self.learning_rate)(n)
+    def factors(self, n: int) -> tuple[float, ...]:
+        """Return the learning rate."""
+        return (as_schedule(self.learning_rate)(n),)
+
+    def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
+        """Return parameters and velocities after a step."""
+        (rate,) = factors
         if not self.momentum:
             return {k: params[k] - rate * g for k, g in grads.items()}, state
         velocity = {k: self.momentum * state["velocity"][k] + g for k, g in grads.items()}
@@ -74,7 +97,7 @@ class SGD:
 
 
 @dataclass(frozen=True)
-class Adam:
+class Adam(_Rule):
     """Adam (Kingma and Ba, 2015, arXiv:1412.6980).
 
     Parameters
@@ -100,14 +123,19 @@ class Adam:
         """Return zero means."""
         return {"mean": _zeros(params), "square": _zeros(params)}
 
-    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
-        """Return parameters and means after step `n`."""
+    def factors(self, n: int) -> tuple[float, ...]:
+        """Return the learning rate and the root of the squares' share, corrected.
+
+        Means that start at zero are too small at first; both corrections tend to 1.
+        """
         rate = as_schedule(self.learning_rate)(n)
+        return rate / (1.0 - self.beta1 ** (n + 1)), (1.0 - self.beta2 ** (n + 1)) ** 0.5
+
+    def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
+        """Return parameters and means after a step."""
+        rate, correction = factors
         mean = {k: self.beta1 * state["mean"][k] + (1.0 - self.beta1) * g for k, g in grads.items()}
         square = {k: self.beta2 * state["square"][k] + (1.0 - self.beta2) * g * g for k, g in grads.items()}
-        # Means that start at zero are too small at first; both corrections tend to 1.
-        rate = rate / (1.0 - self.beta1 ** (n + 1))
-        correction = (1.0 - self.beta2 ** (n + 1)) ** 0.5
         new = {}
         for k, x in params.items():
             xp = namespace(**{k: x})
@@ -134,10 +162,14 @@ class AdamW(Adam):
         super().__post_init__()
         check_real(self.weight_decay, "weight_decay", low=0.0)
 
-    def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
-        """Return parameters and means after step `n`."""
-        keep = 1.0 - as_schedule(self.learning_rate)(n) * self.weight_decay
-        return super().step({k: keep * x if x.ndim > 1 else x for k, x in params.items()}, grads, state, n)
+    def factors(self, n: int) -> tuple[float, ...]:
+        """Return what is kept of the parameters, and what Adam takes."""
+        return 1.0 - as_schedule(self.learning_rate)(n) * self.weight_decay, *super().factors(n)
+
+    def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
+        """Return parameters and means after a step."""
+        keep, *of_adam = factors
+        return super().update({k: keep * x if x.ndim > 1 else x for k, x in params.items()}, grads, state, *of_adam)
 
 
 @dataclass(frozen=True)
@@ -155,6 +187,7 @@ def run(
     batches: Iterable[Any],
     optimizer: Optimizer,
     observe: Callable[[int, Array, Params], object],
+    repeated: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
 ) -> Run:
     """Take one step a batch until the batches end, the observer says stop, or Ctrl-C.
 
@@ -169,13 +202,23 @@ def run(
     observe : callable
         Called after each step with the number of steps taken, the value before the step, and the parameters
         after it; a true result ends the loop.
+    repeated : callable, optional
+        Takes a function to one that does the same sooner, as `Backend.repeated` does.
     """
+    factors: Callable[[int], tuple[float, ...]] = getattr(optimizer, "factors", lambda n: (n,))
+    update: Callable[..., tuple[Params, State]] = getattr(optimizer, "update", optimizer.step)
+
+    def one_step(params: Params, state: State, batch: Any, factors: tuple[float, ...]) -> tuple[Array, Params, State]:
+        value, grads = value_and_grad(params, batch)
+        return value, *update(params, grads, state, *factors)
+
+    if hasattr(optimizer, "factors"):
+        one_step = repeated(one_step)
     state = optimizer.start(params)
     n_steps = 0
     try:
         for batch in batches:
-            value, grads = value_and_grad(params, batch)
-            params, state = optimizer.step(params, grads, state, n_steps)
+            value, params, state = one_step(params, state, batch, factors(n_steps))
             n_steps += 1
             if observe(n_steps, value, params):
                 break
@@ -257,7 +300,7 @@ def minimize(
         return True
 
     batches = islice(minibatches(backend, n_rows, BATCH_SIZE, rng), per_epoch * max_epochs)
-    ended = run(value_and_grad, parts(params), batches, optimizer, after_step)
+    ended = run(value_and_grad, parts(params), batches, optimizer, after_step, backend.repeated)
     value, norm = over_all(ended.params)
     return Solution(
         params=joined(ended.params),

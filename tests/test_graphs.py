@@ -1,0 +1,138 @@
+"""Steps launched as CUDA graphs: on a GPU as they are, on NumPy with a recording that runs the function again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import softmax_xp as sx
+from softmax_xp.backend import Backend
+from softmax_xp.kernels import graphs
+
+
+@pytest.fixture
+def recordings(xp, monkeypatch):
+    """Let every device repeat steps as a GPU does; the number of recordings, as a list of so many entries."""
+    made, recorded = [], graphs.recorded
+
+    def replayed(function):
+        outputs = graphs._mapped(np.array, function())
+
+        def launch():
+            for own, x in zip(leaves(outputs), leaves(function()), strict=True):
+                own[...] = x
+
+        return launch, outputs
+
+    def counting(function):
+        made.append(function)
+        return (recorded if xp.name == "cupy" else replayed)(function)
+
+    monkeypatch.setattr(graphs, "recorded", counting)
+    monkeypatch.setattr(Backend, "repeated", lambda self, function: graphs.Repeated(function))
+    return made
+
+
+def leaves(tree):
+    found: list = []
+    graphs._mapped(found.append, tree)
+    return found
+
+
+on_numpy_and_cupy = pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
+
+
+@on_numpy_and_cupy
+def test_repeated_function_returns_what_it_returns(xp, recordings):
+    def function(a, pair, factor):
+        return {"sum": a + pair["b"][0] * factor, "pair": (a * 2.0, xp.sum(a))}
+
+    repeated = graphs.Repeated(function)
+    results = []
+    for n, i in ((3, 1), (3, 2), (4, 3), (3, 4)):
+        a, b = xp.asarray(np.arange(n) * float(i)), xp.asarray(np.full(n, 0.5 * i))
+        results.append((repeated(a, {"b": (b,)}, 0.1 * i), function(a, {"b": (b,)}, 0.1 * i)))
+    for actual, expected in results:  # after all: none may have been written over
+        assert set(actual) == {"sum", "pair"}
+        for x, y in zip(leaves(actual), leaves(expected), strict=True):
+            xp.assert_here(x, "float64", y.shape)
+            np.testing.assert_array_equal(xp.to_numpy(x), xp.to_numpy(y))
+    assert len(recordings) == 2  # one for each shape
+
+
+@on_numpy_and_cupy
+def test_large_arguments_are_not_copied(xp, recordings, monkeypatch):
+    monkeypatch.setattr(graphs, "MAX_BYTES", 100)
+    seen = []
+    repeated = graphs.Repeated(lambda x: seen.append(x) or x + 1.0)
+    x = xp.asarray(np.ones(13))
+    repeated(x)
+    assert seen[0] is x
+    assert not recordings
+
+
+OPTIMIZERS = [
+    sx.SGD(0.1),
+    sx.SGD(0.1, momentum=0.9, nesterov=True),
+    sx.Adam(lambda n: 0.1 / (n + 1)),
+    sx.AdamW(sx.CosineSchedule(0.1, 30)),
+]
+
+
+@on_numpy_and_cupy
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize("sizes", [[5, 3], [5, 4, 3]])
+def test_trainer_takes_the_same_steps(xp, rng, recordings, monkeypatch, optimizer, sizes):
+    X, y = xp.asarray(rng.normal(size=(50, 5))), xp.asarray(rng.integers(0, 3, size=50))
+
+    def train():
+        model = sx.MLP(sizes, random_state=0) if len(sizes) > 2 else sx.Linear(5, 3)
+        trainer = sx.Trainer(model, optimizer, batch_size=16, max_steps=20, log_every=None, reg=0.01, random_state=1)
+        return trainer.fit(X, y, validation_data=(X, y)), model
+
+    history, model = train()
+    assert len(recordings) == 2  # batches of 16, and of the two rows that are left
+    monkeypatch.setattr(Backend, "repeated", lambda self, function: function)
+    expected, plain = train()
+    tolerance = {"rtol": 0, "atol": 0 if xp.name == "numpy" else 1e-12}
+    np.testing.assert_allclose(history.loss, expected.loss, **tolerance)
+    np.testing.assert_allclose(history.validation_loss, expected.validation_loss, **tolerance)
+    for name in plain.params:
+        np.testing.assert_allclose(xp.to_numpy(model.params[name]), xp.to_numpy(plain.params[name]), **tolerance)
+
+
+@on_numpy_and_cupy
+@pytest.mark.parametrize("solver", ["sgd", "adam", "adamw"])
+def test_estimator_takes_the_same_steps(xp, rng, recordings, monkeypatch, solver):
+    X, y = xp.asarray(rng.normal(size=(600, 5)), "float32"), rng.integers(0, 3, size=600)
+
+    def fitted():
+        return sx.SoftmaxClassifier(solver=solver, max_iter=3, tol=1e-1, random_state=0).fit(X, y)
+
+    coef = fitted().coef_
+    assert len(recordings) == 2
+    monkeypatch.setattr(Backend, "repeated", lambda self, function: function)
+    np.testing.assert_allclose(xp.to_numpy(coef), xp.to_numpy(fitted().coef_), rtol=0, atol=1e-6)
+
+
+def test_an_optimizer_of_ones_own_is_not_recorded(rng, recordings_on_numpy):
+    class Own:
+        """A step that depends on its number in a way of its own."""
+
+        def start(self, params):
+            return {}
+
+        def step(self, params, grads, state, n):
+            return {k: x - 0.1 / (n + 1) * grads[k] for k, x in params.items()}, state
+
+    X, y = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50)
+    sx.Trainer(sx.Linear(5, 3), Own(), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    assert not recordings_on_numpy
+
+
+@pytest.fixture
+def recordings_on_numpy(monkeypatch):
+    """The functions that were to be repeated."""
+    asked: list = []
+    monkeypatch.setattr(Backend, "repeated", lambda self, function: asked.append(function) or function)
+    return asked
