@@ -10,6 +10,7 @@ import typer
 
 from benchmarks.data import FASHION, Name
 from benchmarks.evaluation import Shape
+from benchmarks.measure import device_named
 
 RESULTS = Path(__file__).with_name("results")
 
@@ -21,12 +22,20 @@ class Precision(StrEnum):
     FLOAT64 = "float64"
 
 
+class Where(StrEnum):
+    """What --device takes."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
 Quick: TypeAlias = Annotated[
     bool, typer.Option("--quick", help="Small sizes: within half a minute, to see that it works.")
 ]
 Dtype: TypeAlias = Annotated[Precision, typer.Option(help="Of X.")]
 Growth: TypeAlias = Annotated[bool, typer.Option(help="Also measure how the time grows with N, D and C.")]
 Fashion: TypeAlias = Annotated[Path, typer.Option("--fashion-dir", help="Where Fashion-MNIST's four IDX files are.")]
+Device: TypeAlias = Annotated[Where, typer.Option(help="Where to compute.")]
 Output: TypeAlias = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for JSON and figures.", show_default="benchmarks/results")
 ]
@@ -41,7 +50,7 @@ app = typer.Typer(
 
 @app.callback()
 def root() -> None:
-    r"""Measure softmax_xp against scikit-learn, its Intel extension, torch and JAX.
+    r"""Measure softmax_xp against scikit-learn, its Intel extension, torch and JAX, on a CPU or a GPU.
 
     Run it in a clone, after pip install -e '.\[bench]'. Each command prints
     tables, and writes figures and one JSON file with the environment, the
@@ -70,6 +79,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="Threads of softmax_xp; all cores by default.", show_default=False)
     ] = None,
     growth: Growth = True,
+    device: Device = Where.CPU,
+    host: Annotated[bool, typer.Option("--host", help="With --device cuda: also time ours on the CPU.")] = False,
     quick: Quick = False,
     output: Output = RESULTS,
 ) -> None:
@@ -85,10 +96,14 @@ def evaluate(
     python -m benchmarks eval --shape 60000,784,10 --shape 2000,512,20000 --no-growth
 
     python -m benchmarks eval --dtype float64 --workers 1 --repeats 15
+
+    python -m benchmarks eval --device cuda
     """
     from benchmarks import evaluation
 
-    evaluation.main(shape or [], dtype.value, 1 if quick else repeats, workers, growth, quick, output)
+    rounds = 1 if quick else repeats
+    on, host = device_named(device.value), host and device is not Where.CPU
+    evaluation.main(shape or [], dtype.value, rounds, workers, growth, quick, output, on, host)
 
 
 @app.command()
@@ -99,6 +114,7 @@ def fit(
     dtype: Dtype = Precision.FLOAT32,
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one fit of a competitor may take.")] = 300.0,
     growth: Growth = True,
+    device: Device = Where.CPU,
     quick: Quick = False,
     fashion_dir: Fashion = FASHION,
     output: Output = RESULTS,
@@ -112,10 +128,13 @@ def fit(
     python -m benchmarks fit --data fashion-mnist --data badly-scaled --limit 60 --no-growth
 
     python -m benchmarks fit --quick --output results-here
+
+    SCIPY_ARRAY_API=1 python -m benchmarks fit --device cuda
     """
     from benchmarks import fit as command
 
-    command.main(data or [], dtype.value, min(limit, 2.0) if quick else limit, growth, quick, fashion_dir, output)
+    limit, on = min(limit, 2.0) if quick else limit, device_named(device.value)
+    command.main(data or [], dtype.value, limit, growth, quick, fashion_dir, output, on)
 
 
 @app.command()

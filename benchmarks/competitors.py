@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeAlias
 
 import numpy as np
+import sklearn
+from array_api_compat import array_namespace
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils import get_tags
 
 from benchmarks.data import Dataset
-from benchmarks.measure import cores
+from benchmarks.measure import CPU, Device, cores
 from benchmarks.objective import Array
+from benchmarks.report import INSTALL
 from softmax_xp import SoftmaxClassifier, softmax_loss
-from softmax_xp.backend import select_backend
+from softmax_xp._arrays import to_numpy
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
@@ -28,6 +33,7 @@ TOL = 1e-4
 MAX_ITER = 1000
 HESSIAN_BYTES = 1 << 30
 HESSIAN_FLOPS = 1e11  # of one iteration: seconds
+NEWTON_STEPS = (1, 2, 4, 8, 16, 32, 100, MAX_ITER)
 
 
 # --- One evaluation of loss and gradient ---
@@ -39,8 +45,8 @@ class Problem:
 
     Attributes
     ----------
-    X : array of shape (N, D)
-    y : array of shape (N,), integers in [0, n_classes)
+    X : array of shape (N, D), on `device`
+    y : array of shape (N,), integers in [0, n_classes), there too
     coef : array of shape (K, D), float64
         K is n_classes, or 1 for two classes, of which the first has the logit 0.
     n_classes : int
@@ -48,6 +54,7 @@ class Problem:
         The penalty is reg / 2 * ||coef||^2.
     workers : int, optional
         Threads of softmax_xp; all that there are by default.
+    device : Device
     """
 
     X: Array
@@ -56,12 +63,19 @@ class Problem:
     n_classes: int
     reg: float
     workers: int | None = None
+    device: Device = CPU
+
+    def on(self, device: Device) -> Problem:
+        """Return the same problem on a device."""
+        asarray = device.backend.asarray
+        return replace(self, X=asarray(self.X), y=asarray(self.y), device=device)
 
     @property
     def W(self) -> Array:  # noqa: N802
         """The coefficients in the dtype of X as (D, n_classes); for two classes the first column is zero."""
         first = np.zeros((self.n_classes - len(self.coef), self.X.shape[1]))
-        return np.ascontiguousarray(np.concatenate([first, self.coef]).T, dtype=self.X.dtype)
+        W = np.ascontiguousarray(np.concatenate([first, self.coef]).T, dtype=self.X.dtype)
+        return self.device.backend.asarray(W)
 
 
 @dataclass(frozen=True)
@@ -86,26 +100,28 @@ class Evaluator:
 
     def gradient(self, grad: Any, problem: Problem) -> Array:
         """Return a gradient as (K, D) in float64."""
-        n_features, flat = problem.X.shape[1], np.asarray(grad, dtype=np.float64)
+        n_features, flat = problem.X.shape[1], to_numpy(grad).astype(np.float64)
         columns = flat.reshape(-1, n_features) if self.class_major else flat.reshape(n_features, -1).T
         return columns[-len(problem.coef) :]
 
 
 def two_products(problem: Problem) -> Callable[[], None]:
     """Return the two matrix products that no exact evaluation can do without, into memory that is there."""
-    X, W = problem.X, np.ascontiguousarray(problem.coef.T, dtype=problem.X.dtype)
-    scores, grad = np.empty((len(X), W.shape[1]), X.dtype), np.empty_like(W)
+    X, W = problem.X, problem.W[:, -len(problem.coef) :]
+    xp = array_namespace(X)
+    W = xp.asarray(W, copy=True, order="C")
+    scores, grad = xp.empty((len(X), W.shape[1]), dtype=X.dtype), xp.empty_like(W)
 
     def run() -> None:
-        np.matmul(X, W, out=scores)
-        np.matmul(X.T, scores, out=grad)
+        xp.matmul(X, W, out=scores)
+        xp.matmul(X.T, scores, out=grad)
 
     return run
 
 
 def _linear_objective(problem: Problem) -> Run:
     objective = LinearObjective(
-        select_backend("cpu"),
+        problem.device.backend,
         problem.X,
         problem.y,
         problem.n_classes,
@@ -113,7 +129,7 @@ def _linear_objective(problem: Problem) -> Run:
         fit_intercept=False,
         workers=problem.workers,
     )
-    params = problem.coef.ravel()
+    params = problem.device.backend.asarray(problem.coef.ravel())
     return lambda: objective.value_and_grad(params)
 
 
@@ -124,14 +140,15 @@ def _softmax_loss(problem: Problem) -> Run:
 
 def _tutorial(problem: Problem) -> Run:
     X, y, W, reg = problem.X, problem.y, problem.W, problem.reg
+    xp = array_namespace(X)
 
     def run() -> tuple[Any, Array]:
-        rows = np.arange(len(X))
+        rows = xp.arange(len(X))
         scores = X @ W
         scores -= scores.max(axis=1, keepdims=True)
-        probs = np.exp(scores)
+        probs = xp.exp(scores)
         probs /= probs.sum(axis=1, keepdims=True)
-        loss = -np.log(probs[rows, y]).mean() + 0.5 * reg * np.sum(W * W)
+        loss = -xp.log(probs[rows, y]).mean() + 0.5 * reg * (W * W).sum()
         probs[rows, y] -= 1.0
         probs /= len(X)
         return loss, X.T @ probs + reg * W
@@ -152,12 +169,18 @@ def _scikit_learn(problem: Problem, n_threads: int) -> Run:
     return lambda: loss.loss_gradient(coef, X, y, **options)
 
 
+def tensor(x: Array) -> Any:
+    """Return an array of NumPy or CuPy as a tensor of torch, in the same memory."""
+    torch = import_module("torch")
+    return torch.from_numpy(x) if isinstance(x, np.ndarray) else torch.from_dlpack(x)
+
+
 def _torch(problem: Problem) -> Run:
     torch = import_module("torch")
     functional = torch.nn.functional
     torch.set_num_threads(cores())
-    X, y = torch.from_numpy(problem.X), torch.from_numpy(problem.y)
-    coef = torch.tensor(problem.coef, dtype=X.dtype, requires_grad=True)
+    X, y = tensor(problem.X), tensor(problem.y)
+    coef = torch.tensor(problem.coef, dtype=X.dtype, device=X.device, requires_grad=True)
     if problem.n_classes == 2:
         targets = y.to(X.dtype)
 
@@ -178,6 +201,7 @@ def _torch(problem: Problem) -> Run:
 
 def _jax(problem: Problem) -> Run:
     jax = import_module("jax")
+    jax.config.update("jax_platforms", "cpu")  # also where there is a GPU
     jax.config.update("jax_enable_x64", True)  # float32 stays float32
     jnp, nn = jax.numpy, jax.nn
     X, y, reg = jnp.asarray(problem.X), jnp.asarray(problem.y), problem.reg
@@ -195,17 +219,30 @@ def _jax(problem: Problem) -> Run:
     return lambda: jax.block_until_ready(both(W, X, y))
 
 
-def evaluators() -> list[Evaluator]:
-    """Return the table of evaluations: ours first."""
-    threads = [1, cores()] if cores() > 1 else [1]
-    return [
+def evaluators(device: Device = CPU) -> list[Evaluator]:
+    """Return the table of evaluations on a device: ours first."""
+    own = [
         Evaluator("softmax_xp objective", "softmax_xp", _linear_objective, class_major=True),
         Evaluator("softmax_xp.softmax_loss", "softmax_xp", _softmax_loss),
+    ]
+    torch = Evaluator("torch autograd", "torch", _torch, class_major=True)
+    if device != CPU:
+        return [*own, Evaluator("CuPy tutorial code", "cupy", _tutorial), torch]
+    threads = [1, cores()] if cores() > 1 else [1]
+    return [
+        *own,
         Evaluator("NumPy tutorial code", "numpy", _tutorial),
         *(Evaluator(f"scikit-learn, n_threads={n}", "sklearn", partial(_scikit_learn, n_threads=n)) for n in threads),
-        Evaluator("torch autograd", "torch", _torch, class_major=True),
+        torch,
         Evaluator("JAX jit", "jax", _jax),
     ]
+
+
+def on_host() -> Evaluator:
+    """Return our evaluation on the CPU, for problems on another device."""
+    return Evaluator(
+        "softmax_xp objective, CPU", "softmax_xp", lambda problem: _linear_objective(problem.on(CPU)), class_major=True
+    )
 
 
 # --- Fits ---
@@ -226,13 +263,16 @@ class Fitter:
         The values of max_iter that trace its curve; the last is that of the full fit.
     refuse : callable
         Takes a Dataset to the reason not to fit it; empty if there is none.
+    device : Device
+        Where the data have to be.
     """
 
     name: str
     library: str
-    make: Callable[[float, int], Any]
+    make: Callable[..., Any]
     iterations: tuple[int, ...] = (10, 30, 100, 300, MAX_ITER)
     refuse: Callable[[Dataset], str] = lambda data: ""
+    device: Device = CPU
 
     @property
     def ours(self) -> bool:
@@ -242,7 +282,7 @@ class Fitter:
 
 def ours(C: float, max_iter: int = MAX_ITER, solver: str = "auto", **options: Any) -> SoftmaxClassifier:
     """Return our unfitted model."""
-    return SoftmaxClassifier(C=C, max_iter=max_iter, solver=solver, device="cpu", **{"tol": TOL, **options})
+    return SoftmaxClassifier(C=C, max_iter=max_iter, solver=solver, **{"tol": TOL, "device": "cpu", **options})
 
 
 def scikit_learn(C: float, max_iter: int = MAX_ITER, solver: str = "lbfgs", **options: Any) -> Any:
@@ -265,6 +305,21 @@ class Intel:
         self.coef_, self.intercept_, self.n_iter_ = self.model.coef_, self.model.intercept_, self.model.n_iter_
 
 
+class ArrayAPI:
+    """LogisticRegression of scikit-learn on tensors of torch, by the array API."""
+
+    def __init__(self, C: float, max_iter: int, solver: str = "lbfgs") -> None:
+        self.model = scikit_learn(C, max_iter, solver)
+
+    def fit(self, X: Array, y: Array) -> None:
+        """Fit."""
+        with sklearn.config_context(array_api_dispatch=True):
+            self.model.fit(tensor(X), tensor(y))
+        self.coef_, self.intercept_, self.n_iter_ = (
+            to_numpy(part) for part in (self.model.coef_, self.model.intercept_, self.model.n_iter_)
+        )
+
+
 class TorchLBFGS:
     """torch.optim.LBFGS over all rows with its strong Wolfe line search, as a model with `fit`."""
 
@@ -278,9 +333,9 @@ class TorchLBFGS:
         torch.set_num_threads(cores())
         n_classes = int(y.max()) + 1
         K = 1 if n_classes == 2 else n_classes
-        rows, labels = torch.from_numpy(X), torch.from_numpy(y)
-        coef = torch.zeros((K, X.shape[1]), dtype=rows.dtype, requires_grad=True)
-        intercept = torch.zeros(K, dtype=rows.dtype, requires_grad=True)
+        rows, labels = tensor(X), tensor(y)
+        coef = torch.zeros((K, X.shape[1]), dtype=rows.dtype, device=rows.device, requires_grad=True)
+        intercept = torch.zeros(K, dtype=rows.dtype, device=rows.device, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [coef, intercept],
             max_iter=self.max_iter,
@@ -301,38 +356,65 @@ class TorchLBFGS:
             return loss
 
         optimizer.step(closure)
-        self.coef_, self.intercept_ = coef.detach().numpy(), intercept.detach().numpy()
+        self.coef_, self.intercept_ = to_numpy(coef), to_numpy(intercept)
         self.n_iter_ = np.array([optimizer.state[coef]["n_iter"]])
 
 
-FITTERS = [
-    *(
-        Fitter(f"softmax_xp {solver}", "softmax_xp", partial(ours, solver=solver))
+def fitters(device: Device = CPU) -> list[Fitter]:
+    """Return the table of fits to data on a device: ours first."""
+    own = [
+        Fitter(f"softmax_xp {solver}", "softmax_xp", partial(ours, solver=solver, device=device.name), device=device)
         for solver in ("auto", "lbfgs", "newton-cg")
-    ),
-    Fitter("scikit-learn lbfgs", "sklearn", scikit_learn),
-    Fitter(
-        "scikit-learn newton-cg",
-        "sklearn",
-        partial(scikit_learn, solver="newton-cg"),
-        (1, 2, 4, 8, 16, 32, 100, MAX_ITER),
-    ),
-    Fitter(
-        "scikit-learn newton-cholesky",
-        "sklearn",
-        partial(scikit_learn, solver="newton-cholesky"),
-        (1, 2, 4, 8, 16, 32, 100, MAX_ITER),
-        refuse=lambda data: _hessian_too_large(data),
-    ),
-    Fitter("scikit-learn saga", "sklearn", partial(scikit_learn, solver="saga"), (1, 3, 10, 30, 100)),
-    Fitter("scikit-learn-intelex lbfgs", "sklearnex", Intel),
-    Fitter("torch LBFGS", "torch", TorchLBFGS),
-]
+    ]
+    torch = Fitter("torch LBFGS", "torch", TorchLBFGS, device=device)
+    if device != CPU:
+        return [
+            *own,
+            Fitter("softmax_xp auto, CPU", "softmax_xp", ours),
+            *(
+                Fitter(
+                    f"scikit-learn {solver}",
+                    "torch",
+                    partial(ArrayAPI, solver=solver),
+                    refuse=partial(_no_array_api, solver),
+                    device=device,
+                )
+                for solver in ("lbfgs", "newton-cg", "newton-cholesky", "saga")
+            ),
+            torch,
+        ]
+    return [
+        *own,
+        Fitter("scikit-learn lbfgs", "sklearn", scikit_learn),
+        Fitter("scikit-learn newton-cg", "sklearn", partial(scikit_learn, solver="newton-cg"), NEWTON_STEPS),
+        Fitter(
+            "scikit-learn newton-cholesky",
+            "sklearn",
+            partial(scikit_learn, solver="newton-cholesky"),
+            NEWTON_STEPS,
+            refuse=_hessian_too_large,
+        ),
+        Fitter("scikit-learn saga", "sklearn", partial(scikit_learn, solver="saga"), (1, 3, 10, 30, 100)),
+        Fitter("scikit-learn-intelex lbfgs", "sklearnex", Intel),
+        torch,
+    ]
 
 
-def missing(library: str) -> bool:
-    """Return whether a module is not installed."""
-    return find_spec(library) is None
+def missing(library: str, device: Device = CPU) -> str:
+    """Return why a module cannot be used on a device, and the remedy; empty where it can."""
+    if find_spec(library) is None:
+        return INSTALL
+    if library == "torch" and device != CPU and not import_module("torch").cuda.is_available():
+        return "not run: this torch has no CUDA; install its wheel for CUDA"
+    return ""
+
+
+def _no_array_api(solver: str, data: Dataset) -> str:
+    if not get_tags(scikit_learn(1.0, solver=solver)).array_api_support:
+        return f"not run: scikit-learn {sklearn.__version__} takes no arrays of a GPU for this solver"
+    if os.environ.get("SCIPY_ARRAY_API") != "1":
+        return "not run: start the command with SCIPY_ARRAY_API=1 in the environment"
+    return ""
 
 
 def _hessian_too_large(data: Dataset) -> str:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import report
-from benchmarks.competitors import Evaluator, Problem, evaluators, missing, two_products
-from benchmarks.measure import interleaved, slope
+from benchmarks.competitors import Evaluator, Problem, evaluators, missing, on_host, two_products
+from benchmarks.measure import CPU, Device, interleaved, slope
 from benchmarks.objective import value_and_grad
 
 FLOOR = "two products"
@@ -50,18 +50,34 @@ SHAPES = (
     Shape(1000000, 64, 2),
 )
 QUICK_SHAPES = (Shape(2000, 64, 10), Shape(500, 64, 500), Shape(5000, 32, 2))
-BASE, QUICK_BASE = Shape(20000, 128, 32), Shape(1000, 32, 8)
+LARGE = Shape(1280000, 1024, 1000)  # ImageNet: on a GPU
+ROOM = 5  # times X and the logits: what the competitors may take of a GPU
+BASE, LARGE_BASE, QUICK_BASE = Shape(20000, 128, 32), Shape(200000, 512, 256), Shape(1000, 32, 8)
 
 
 def main(
-    shapes: Sequence[Shape], dtype: str, rounds: int, workers: int | None, growth: bool, quick: bool, output: Path
+    shapes: Sequence[Shape],
+    dtype: str,
+    rounds: int,
+    workers: int | None,
+    growth: bool,
+    quick: bool,
+    output: Path,
+    device: Device = CPU,
+    host: bool = False,
 ) -> None:
-    """Run the command."""
-    shapes = shapes or (QUICK_SHAPES if quick else SHAPES)
-    results = [_measured(shape, dtype, rounds, workers) for shape in shapes]
+    """Run the command; `host` adds ours on the CPU to what is timed on a GPU. Exit status 1 if a competitor failed."""
+    shapes = shapes or (QUICK_SHAPES if quick else SHAPES if device == CPU else (*SHAPES, LARGE))
+    results = []
+    for shape in shapes:
+        if memory := _too_large(shape, dtype, device):
+            report.say(f"{shape} is left out: {memory}")
+        else:
+            results.append(_measured(shape, dtype, rounds, workers, device, host))
     for result in results:
         _show(result)
-    axes = _growth(QUICK_BASE if quick else BASE, 2 if quick else 4, dtype, rounds, workers) if growth else []
+    base = QUICK_BASE if quick else BASE if device == CPU else LARGE_BASE
+    axes = _growth(base, 2 if quick else 4, dtype, rounds, workers, device) if growth else []
     if axes:
         _show_growth(axes)
     arguments = {
@@ -71,48 +87,75 @@ def main(
         "workers": workers,
         "growth": growth,
         "quick": quick,
+        "device": device.name,
     }
-    report.save("eval", output, arguments, results=results, growth=axes)
-    report.figure(output / "eval-ratios.png", lambda canvas: _draw_ratios(canvas, results), (11, 5))
+    report.save("eval", output, arguments, device, results=results, growth=axes)
+    if results:
+        name = f"eval-ratios{device.suffix}.png"
+        report.figure(output / name, lambda canvas: _draw_ratios(canvas, results), (11, 5))
     if axes:
-        report.figure(output / "eval-growth.png", lambda canvas: _draw_growth(canvas, axes), (14, 4.5))
+        name = f"eval-growth{device.suffix}.png"
+        report.figure(output / name, lambda canvas: _draw_growth(canvas, axes), (14, 4.5))
+    if any(note.startswith(report.FAILED) for result in results for note in result["missing"].values()):
+        raise SystemExit(1)
 
 
-def _measured(shape: Shape, dtype: str, rounds: int, workers: int | None) -> dict[str, Any]:
+def _too_large(shape: Shape, dtype: str, device: Device) -> str:
+    """Return why the competitors would not fit into the memory of a GPU; empty if they should."""
+    device.settle()
+    memory, needed = device.memory(), ROOM * np.dtype(dtype).itemsize * shape.n * (shape.d + shape.c)
+    if memory is None or needed <= memory[0]:
+        return ""
+    return f"it may take {needed / 2**30:.0f} GiB, and {memory[0] / 2**30:.0f} GiB are free"
+
+
+def _measured(
+    shape: Shape, dtype: str, rounds: int, workers: int | None, device: Device = CPU, host: bool = False
+) -> dict[str, Any]:
     """Return the timings of all competitors at one shape, once they agree on what they compute."""
     rng = np.random.default_rng(0)
     X = rng.standard_normal((shape.n, shape.d), dtype=dtype)  # type: ignore[call-overload]
     y = rng.integers(0, shape.c, shape.n)
     coef = rng.standard_normal((shape.k, shape.d)) / np.sqrt(shape.d)
-    problem = Problem(X, y, coef.astype(dtype).astype(np.float64), shape.c, REG, workers)
-    table = evaluators()
+    problem = Problem(X, y, coef.astype(dtype).astype(np.float64), shape.c, REG, workers).on(device)
+    table = [*evaluators(device), *([on_host()] if host else [])]
     with report.progress(2 + len(table) + rounds * (1 + len(table))) as step:
         step(f"{shape}: reference")
-        loss, grad = value_and_grad(X, y, problem.coef, np.zeros(shape.k), REG)
+        loss, grad = value_and_grad(problem.X, problem.y, problem.coef, np.zeros(shape.k), REG)
         cases: dict[str, Callable[[], object]] = {FLOOR: two_products(problem)}
         errors: dict[str, Any] = {}
+        absent: dict[str, str] = {}
         for entry in table:
             step(f"{shape}: {entry.name}")
-            if not missing(entry.library):
+            if reason := missing(entry.library, device):
+                absent[entry.name] = reason
+                continue
+            device.settle()
+            try:
                 run = entry.prepare(problem)
-                errors[entry.name] = _parity(entry, problem, run(), loss, grad)
-                cases[entry.name] = run
-        times = interleaved(cases, rounds, lambda name: step(f"{shape}: {name}"))
+                result = run()
+            except Exception as error:  # out of memory, for one: the others are measured
+                absent[entry.name] = report.failure(error)
+                continue
+            errors[entry.name] = _parity(entry, problem, result, loss, grad)
+            cases[entry.name] = run
+        times = interleaved(cases, rounds, lambda name: step(f"{shape}: {name}"), device)
     best = {name: min(seconds) for name, seconds in times.items()}
-    other = min(best[name] for name in best if name != FLOOR and not name.startswith(report.OURS))
+    others = [best[name] for name in best if name != FLOOR and not name.startswith(report.OURS)]
     itemsize = X.itemsize
     flops = 4 * shape.n * shape.d * shape.k
     moved = itemsize * (shape.n * shape.d + shape.d * shape.k) + y.nbytes
     return {
         "shape": list(shape),
         "dtype": dtype,
+        "device": device.name,
         "rows": [
             {
                 "name": name,
                 "best_s": best[name],
                 "median_s": float(np.median(times[name])),
                 "to_floor": best[name] / best[FLOOR],
-                "to_fastest_other": None if name == FLOOR else best[name] / other,
+                "to_fastest_other": None if name == FLOOR or not others else best[name] / min(others),
                 "gflops": flops / best[name] / 1e9,
                 "gb_per_s": moved / best[name] / 1e9,
                 **errors.get(name, {}),
@@ -120,7 +163,7 @@ def _measured(shape: Shape, dtype: str, rounds: int, workers: int | None) -> dic
             }
             for name in times
         ],
-        "missing": [entry.name for entry in table if missing(entry.library)],
+        "missing": absent,
     }
 
 
@@ -154,9 +197,9 @@ def _show(result: dict[str, Any]) -> None:
         )
         for row in result["rows"]
     ]
-    rows += [(name, *("-",) * 6, report.INSTALL) for name in result["missing"]]
+    rows += [(name, *("-",) * 6, reason) for name, reason in result["missing"].items()]
     report.table(
-        f"One loss and gradient: {Shape(*result['shape'])}, {result['dtype']}",
+        f"One loss and gradient: {Shape(*result['shape'])}, {result['dtype']}, {result['device']}",
         ("", "best ms", "median ms", "/ floor", "/ fastest other", "GFLOP/s", "GB/s"),
         rows,
         "GFLOP/s: 4 N D K operations of the two products; GB/s: one read of X, labels and coefficients. "
@@ -164,13 +207,15 @@ def _show(result: dict[str, Any]) -> None:
     )
 
 
-def _growth(base: Shape, factor: int, dtype: str, rounds: int, workers: int | None) -> list[dict[str, Any]]:
+def _growth(
+    base: Shape, factor: int, dtype: str, rounds: int, workers: int | None, device: Device
+) -> list[dict[str, Any]]:
     """Return the best times at three sizes of each axis around `base`, and their log-log slopes."""
     axes = []
     for field in Shape._fields:
         middle = getattr(base, field)
         sizes = [middle // factor, middle, middle * factor]
-        results = [_measured(base._replace(**{field: size}), dtype, rounds, workers) for size in sizes]
+        results = [_measured(base._replace(**{field: size}), dtype, rounds, workers, device) for size in sizes]
         best = {
             name: [next(row["best_s"] for row in result["rows"] if row["name"] == name) for result in results]
             for name in (row["name"] for row in results[0]["rows"])
@@ -203,7 +248,7 @@ def _draw_ratios(canvas: Any, results: list[dict[str, Any]]) -> None:
     names = [row["name"] for row in results[0]["rows"] if row["name"] != FLOOR]
     width = 0.8 / len(names)
     for i, name in enumerate(names):
-        ratios = [next(row["to_floor"] for row in result["rows"] if row["name"] == name) for result in results]
+        ratios = [{row["name"]: row["to_floor"] for row in result["rows"]}.get(name, np.nan) for result in results]
         axes.bar(np.arange(len(results)) + (i - (len(names) - 1) / 2) * width, ratios, width, label=name)
     axes.axhline(1.0, color="black", linewidth=0.8)
     axes.set_xticks(range(len(results)), [f"{Shape(*result['shape'])}" for result in results])

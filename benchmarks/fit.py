@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from benchmarks import report
-from benchmarks.competitors import FITTERS, MAX_ITER, TOL, Fitter, missing, ours, scikit_learn
+from benchmarks.competitors import MAX_ITER, TOL, Fitter, fitters, missing, ours
 from benchmarks.data import DataMissingError, Dataset, Name, decaying, load
-from benchmarks.measure import MIN_SECONDS, interleaved, settle, slope
-from benchmarks.objective import value_and_grad
+from benchmarks.measure import CPU, MIN_SECONDS, Device, interleaved, slope
+from benchmarks.objective import Array, value_and_grad
+from softmax_xp._arrays import to_numpy
 
 Curve: TypeAlias = list[tuple[float, float]]  # (seconds, objective)
 
@@ -27,6 +28,7 @@ BUDGET = 5.0  # seconds of full fits, after which a competitor is not repeated
 FITS_A_TURN = 10
 SLACK = 1e-8  # relative: the noise of an objective in float32
 QUICK_DATA = (Name.DIGITS, Name.DECAYING, Name.IRIS)
+GROWING = ("softmax_xp auto", "scikit-learn lbfgs")
 SMALLEST_GAP = 1e-14  # what a figure shows of a gap of zero
 
 
@@ -42,6 +44,7 @@ class Fit:
         At the model's coefficients, in float64.
     n_iter : int
     warnings : list of str
+    coef, intercept : numpy.ndarray
     trace : list of (seconds since the call of fit, objective), of softmax_xp alone
     estimated_gap : float, optional
         What softmax_xp says is left.
@@ -51,6 +54,8 @@ class Fit:
     objective: float
     n_iter: int
     warnings: list[str]
+    coef: Array
+    intercept: Array
     trace: Curve = field(default_factory=list)
     estimated_gap: float | None = None
 
@@ -73,11 +78,25 @@ class Result:
 
 
 def main(
-    data: Sequence[Name], dtype: str, limit: float, growth: bool, quick: bool, fashion: Path, output: Path
+    data: Sequence[Name],
+    dtype: str,
+    limit: float,
+    growth: bool,
+    quick: bool,
+    fashion: Path,
+    output: Path,
+    device: Device = CPU,
 ) -> None:
     """Run the command; its exit status is 1 if a fit failed."""
     names = data or (QUICK_DATA if quick else tuple(Name))
-    arguments = {"dtype": dtype, "limit": limit, "quick": quick, "tol": TOL, "max_iter": MAX_ITER}
+    arguments = {
+        "dtype": dtype,
+        "limit": limit,
+        "quick": quick,
+        "tol": TOL,
+        "max_iter": MAX_ITER,
+        "device": device.name,
+    }
     records, absent = [], {}
     for name in names:
         try:
@@ -86,16 +105,16 @@ def main(
             absent[name.value] = str(error)
             report.say(f"{name.value}: {error}")
             continue
-        record = _measured(dataset, limit, budget=0.05 if quick else BUDGET)
+        record = _measured(dataset.on(device), limit, budget=0.05 if quick else BUDGET)
         records.append(record)
         _show(record)
-        report.save(f"fit-{name.value}", output, arguments, results=record)
-        report.figure(output / f"fit-{name.value}.png", partial(_draw, record=record), (9, 6))
-    axes = _growth(quick, dtype) if growth else []
+        report.save(f"fit-{name.value}", output, arguments, device, results=record)
+        report.figure(output / f"fit-{name.value}{device.suffix}.png", partial(_draw, record=record), (9, 6))
+    axes = _growth(quick, dtype, device) if growth else []
     _show_summary(records, absent)
     if axes:
         _show_growth(axes)
-        report.save("fit-growth", output, arguments, growth=axes)
+        report.save("fit-growth", output, arguments, device, growth=axes)
     if any(row["failed"] for record in records for row in record["rows"]):
         raise SystemExit(1)
 
@@ -117,10 +136,13 @@ def timed_fit(
     options = {"observe": observe} if trace else {}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        data.device.synchronize()
         start = time.perf_counter()
         model.fit(data.X, data.y, **options)
+        data.device.synchronize()
         seconds = time.perf_counter() - start
-    objective, _ = value_and_grad(data.X, data.y, model.coef_, model.intercept_, data.strength)
+    coef, intercept = to_numpy(model.coef_), to_numpy(model.intercept_)
+    objective, _ = value_and_grad(data.X, data.y, coef, intercept, data.strength)
     if trace:
         # What it says of itself is off by the rounding of float32, much the same at every step near the end.
         error = objective - model.objective_
@@ -130,6 +152,8 @@ def timed_fit(
         objective,
         int(np.max(model.n_iter_)),
         sorted({f"{w.category.__name__}: {' '.join(str(w.message).split())}" for w in caught}),
+        coef,
+        intercept,
         points,
         getattr(model, "estimated_gap_", None),
     )
@@ -137,11 +161,11 @@ def timed_fit(
 
 def _measured(data: Dataset, limit: float, budget: float) -> dict[str, Any]:
     """Return the curves, the full fits and the times to the targets of all competitors on one data set."""
-    results = [Result(fitter) for fitter in FITTERS]
+    results = [Result(fitter) for fitter in fitters(data.device)]
     with report.progress(2 * len(results) + len(TARGETS) + 1) as step:
         for result in results:
             step(f"{data.name}: {result.fitter.name}")
-            _attempt(result, partial(_first_fits, result, data, limit))
+            attempt(result, partial(first_fits, result, data, limit))
         done = [result for result in results if result.fits]
         step(f"{data.name}: repetitions")
         _repeat(done, data, limit, budget)
@@ -165,26 +189,26 @@ def _measured(data: Dataset, limit: float, budget: float) -> dict[str, Any]:
     }
 
 
-def _attempt(result: Result, measure: Callable[[], None]) -> None:
+def attempt(result: Result, measure: Callable[[], None]) -> None:
     """Call `measure`, and keep the reason where that is left out or fails: one competitor must not end the run."""
-    if missing(result.fitter.library):
-        result.note = report.INSTALL
+    result.note = missing(result.fitter.library, result.fitter.device)
+    if result.note:
         return
     try:
         measure()
     except Exception as error:
-        result.note = f"failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        result.note = report.failure(error)
         result.failed = True
 
 
-def _first_fits(result: Result, data: Dataset, limit: float) -> None:
+def first_fits(result: Result, data: Dataset, limit: float) -> None:
     """Fill in the curve and the first full fit: one observed fit of ours, growing max_iter for others."""
     fitter = result.fitter
     result.note = fitter.refuse(data)
     if result.note:
         return
-    few = np.random.default_rng(0).permutation(len(data.X))[:200]
-    timed_fit(fitter.make(data.C, 2), Dataset(data.name, data.X[few], np.unique(data.y[few], return_inverse=True)[1]))
+    data = data.on(fitter.device)
+    timed_fit(fitter.make(data.C, 2), data.few())
     if fitter.ours:
         result.max_iter = MAX_ITER
         result.fits = _turn(result, data, limit)
@@ -213,7 +237,8 @@ def _ended(fit: Fit, last: Fit | None, max_iter: int) -> bool:
 
 def _turn(result: Result, data: Dataset, limit: float) -> list[Fit]:
     """Return one fit to `max_iter`, or where that is short as many as fill MIN_SECONDS."""
-    settle()
+    data = data.on(result.fitter.device)
+    data.device.settle()
     taken: list[Fit] = []
     while sum(fit.seconds for fit in taken) < MIN_SECONDS and len(taken) < FITS_A_TURN:
         model = result.fitter.make(data.C, result.max_iter)
@@ -239,8 +264,8 @@ def _repeat(results: Sequence[Result], data: Dataset, limit: float, budget: floa
 
 def _reference(data: Dataset, limit: float) -> dict[str, float]:
     """Fit in float64 to a gradient norm of 1e-12, or as near to it as `limit` seconds allow."""
-    wide = Dataset(data.name, data.X.astype(np.float64), data.y, data.C)
-    model = ours(data.C, 100 * MAX_ITER, tol=1e-12)
+    wide = replace(data, X=data.X.astype(np.float64))
+    model = ours(data.C, 100 * MAX_ITER, tol=1e-12, device=data.device.name)
     fit = timed_fit(model, wide, trace=True, stop=lambda seconds, objective: seconds > limit)
     return {"objective": fit.objective, "gradient_norm": model.gradient_norm_, "seconds": fit.seconds}
 
@@ -255,9 +280,10 @@ def _race(rival: Result, results: Sequence[Result], data: Dataset, limit: float)
             if trace[-1][1] <= target:
                 break
             tol = tighter
-            settle()
-            model = ours(data.C, solver=result.fitter.name.removeprefix("softmax_xp "), tol=tol)
-            trace = timed_fit(model, data, trace=True, stop=lambda seconds, objective: seconds > limit).trace
+            near = data.on(result.fitter.device)
+            near.device.settle()
+            model = result.fitter.make(data.C, MAX_ITER, tol=tol)
+            trace = timed_fit(model, near, trace=True, stop=lambda seconds, objective: seconds > limit).trace
         seconds = next((at for at, value in trace if value <= target), None)
         times[result.fitter.name] = {
             "seconds": seconds,
@@ -308,7 +334,7 @@ def _show(record: dict[str, Any]) -> None:
         rows,
         f"gap: objective - {record['optimum']:.12f}, the lowest reached; objectives in float64 for every row",
     )
-    solvers = [fitter.name for fitter in FITTERS if fitter.ours]
+    solvers = [row["name"] for row in record["rows"] if row["name"].startswith(report.OURS)]
     report.table(
         f"Seconds to a competitor's own final objective: {record['title']}",
         ("", "objective", "its own seconds", *(f"{name.removeprefix('softmax_xp ')} (ratio)" for name in solvers)),
@@ -358,29 +384,31 @@ def _show_summary(records: list[dict[str, Any]], absent: dict[str, str]) -> None
     )
 
 
-def _growth(quick: bool, dtype: str) -> list[dict[str, Any]]:
+def _growth(quick: bool, dtype: str, device: Device) -> list[dict[str, Any]]:
     """Return the times of full fits at three sizes of each axis, and their log-log slopes."""
     base = {"N": 400, "D": 16, "C": 4} if quick else {"N": 4000, "D": 64, "C": 10}
     rounds, axes = (1 if quick else 3), []
-    makers: dict[str, Callable[[float], Any]] = {"softmax_xp auto": ours, "scikit-learn lbfgs": scikit_learn}
-    with report.progress(len(base) * 3 * len(makers) * rounds) as step:
+    growing = [fitter for fitter in fitters(device) if fitter.name in GROWING and not missing(fitter.library, device)]
+    with report.progress(len(base) * 3 * len(growing) * rounds) as step:
         for axis, middle in base.items():
-            sizes, best = [middle // 2, middle, 2 * middle], {name: list[float]() for name in makers}
+            sizes, best = [middle // 2, middle, 2 * middle], dict[str, list[float]]()
             for size in sizes:
                 X, y = decaying(np.random.default_rng(0), *({**base, axis: size}).values())
-                data = Dataset("growth", np.ascontiguousarray(X, dtype=dtype), y)
-                cases = {name: partial(_quiet_fit, make, data) for name, make in makers.items()}
-                for name, seconds in interleaved(cases, rounds, lambda name: step(f"growth: {name}")).items():
-                    best[name].append(min(seconds))
+                data = Dataset("growth", np.ascontiguousarray(X, dtype=dtype), y).on(device)
+                cases = {
+                    fitter.name: partial(_quiet_fit, fitter, data) for fitter in growing if not fitter.refuse(data)
+                }
+                for name, seconds in interleaved(cases, rounds, lambda name: step(f"growth: {name}"), device).items():
+                    best.setdefault(name, []).append(min(seconds))
             slopes = {name: slope(sizes, seconds) for name, seconds in best.items()}
             axes.append({"axis": axis, "base": base, "sizes": sizes, "best_s": best, "slope": slopes})
     return axes
 
 
-def _quiet_fit(make: Callable[[float], Any], data: Dataset) -> None:
+def _quiet_fit(fitter: Fitter, data: Dataset) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the sizes are compared at a fixed tol and max_iter, whatever they end by
-        make(data.C).fit(data.X, data.y)
+        fitter.make(data.C, MAX_ITER).fit(data.X, data.y)
 
 
 def _show_growth(axes: list[dict[str, Any]]) -> None:

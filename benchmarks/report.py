@@ -17,9 +17,10 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from benchmarks.measure import environment
+from benchmarks.measure import CPU, Device, environment
 
 INSTALL = "not installed: pip install '.[bench]'"
+FAILED = "failed"  # how the note of a competitor that raised an error begins
 OURS = "softmax_xp"  # how the names of our own rows begin
 
 out = Console(width=None if sys.stdout.isatty() else 160)
@@ -55,6 +56,11 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
         yield lambda name: bar.update(task, description=name, advance=1)
 
 
+def failure(error: Exception) -> str:
+    """Return what a table says of a competitor that raised an error."""
+    return f"{FAILED}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
 def number(value: float | None, digits: int = 3) -> str:
     """Return a number as text with so many significant digits; "-" for none."""
     if value is None or not math.isfinite(value):
@@ -64,11 +70,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value) or 1.0)))}f}"
 
 
-def save(command: str, output: Path, arguments: Mapping[str, object], **results: object) -> None:
-    """Write `results`, the arguments and the environment to <command>.json in the folder `output`."""
+def save(command: str, output: Path, arguments: Mapping[str, object], device: Device = CPU, **results: object) -> None:
+    """Write `results`, the arguments and the environment to <command>.json, or -cuda.json, in the folder `output`."""
     output.mkdir(parents=True, exist_ok=True)
-    content = {"command": command, "environment": environment(), "arguments": dict(arguments), **results}
-    path = output / f"{command}.json"
+    content = {"command": command, "environment": environment(device), "arguments": dict(arguments), **results}
+    path = output / f"{command}{device.suffix}.json"
     text = json.dumps(_plain(content), indent=1, allow_nan=False)
     # Lists of numbers on one line each: a JSON string has no line break, so that this touches none.
     text = re.sub(r"\[\n([^][{}]*?)\n\s*\]", lambda found: f"[{' '.join(found[1].split())}]", text)

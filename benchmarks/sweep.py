@@ -13,7 +13,6 @@ from benchmarks import report
 from benchmarks.competitors import MAX_ITER, TOL, ours, scikit_learn
 from benchmarks.data import DataMissingError, Dataset, Name, train_and_test
 from benchmarks.fit import timed_fit
-from benchmarks.measure import settle
 
 VALUES = np.logspace(-4, 2, 20)
 SLACK = 1e-6  # relative
@@ -70,7 +69,7 @@ def _swept(train: Dataset, test: Dataset) -> list[dict[str, Any]]:
             at_C = Dataset(train.name, train.X, train.y, float(C))
             for name, model in models.items():
                 step(f"C = {C:.2g}: {name}")
-                settle()
+                train.device.settle()
                 fit = timed_fit(model.set_params(C=float(C)), at_C)
                 row[name] = {
                     "seconds": fit.seconds,
@@ -84,7 +83,7 @@ def _swept(train: Dataset, test: Dataset) -> list[dict[str, Any]]:
     for row in rows:
         at_C = Dataset(train.name, train.X, train.y, row["C"])
         reached = partial(_reaches, row[THEIRS]["objective"])
-        settle()
+        train.device.settle()
         fit = timed_fit(model.set_params(C=row["C"]), at_C, trace=True, stop=reached)
         row[REACHED] = {"seconds": fit.seconds, "objective": fit.objective, "n_iter": fit.n_iter}
     return rows
