@@ -29,6 +29,20 @@ class Where(StrEnum):
     CUDA = "cuda"
 
 
+class Logits(StrEnum):
+    """What --dtype takes of `kernel`."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class Products(StrEnum):
+    """What --precision takes."""
+
+    FLOAT32 = "float32"
+    TF32 = "tf32"
+
+
 Quick: TypeAlias = Annotated[
     bool, typer.Option("--quick", help="Small sizes: within half a minute, to see that it works.")
 ]
@@ -184,6 +198,71 @@ def sweep(
     from benchmarks import sweep as command
 
     command.main(data, dtype.value, rows, quick, fashion_dir, output)
+
+
+@app.command()
+def kernel(
+    classes: Annotated[
+        list[int] | None, typer.Option(min=2, help="Classes; repeatable. 10 to 131072 by default.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        list[Logits] | None, typer.Option(help="Of the logits; repeatable. All by default.", show_default=False)
+    ] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every competitor has its turn.")] = 5,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Also measure torch.compile.")] = True,
+    boundaries: Annotated[
+        bool, typer.Option("--boundaries", help="Instead: every launch that could serve a number of classes.")
+    ] = False,
+    device: Device = Where.CUDA,
+    quick: Quick = False,
+    output: Output = RESULTS,
+) -> None:
+    """Time the pass that turns logits into their gradient, next to a copy of them.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks kernel
+
+    python -m benchmarks kernel --classes 1000 --classes 50257 --dtype bfloat16 --no-compile
+
+    python -m benchmarks kernel --boundaries
+    """
+    from benchmarks import kernel as command
+
+    rounds = 1 if quick else repeats
+    dtypes = [one.value for one in dtype or (Logits if device is Where.CUDA else [Logits.FLOAT32])]
+    command.main(device_named(device.value), classes or [], dtypes, rounds, compiled, boundaries, quick, output)
+
+
+@app.command()
+def probe(
+    rows: Annotated[int, typer.Option(min=100, help="Rows to train on.")] = 1280000,
+    features: Annotated[int, typer.Option(min=2, help="Features.")] = 1024,
+    classes: Annotated[int, typer.Option(min=3, help="Classes.")] = 1000,
+    precision: Annotated[
+        list[Products] | None,
+        typer.Option(help="Of our matrix products; repeatable. All by default.", show_default=False),
+    ] = None,
+    limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one fit of a competitor may take.")] = 120.0,
+    device: Device = Where.CUDA,
+    quick: Quick = False,
+    output: Output = RESULTS,
+) -> None:
+    """Fit a linear probe of the size of ImageNet, and a path of ten penalties.
+
+    [bold]Examples[/bold]
+
+    SCIPY_ARRAY_API=1 python -m benchmarks probe
+
+    python -m benchmarks probe --rows 200000 --features 512 --classes 100 --limit 30
+
+    python -m benchmarks probe --quick --device cpu
+    """
+    from benchmarks import probe as command
+
+    shape = Shape(2000, 32, 10) if quick else Shape(rows, features, classes)
+    precisions = [one.value for one in precision or (Products if device is Where.CUDA else [Products.FLOAT32])]
+    command.main(shape, precisions, min(limit, 2.0) if quick else limit, output, device_named(device.value))
 
 
 if __name__ == "__main__":

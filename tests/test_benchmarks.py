@@ -17,9 +17,9 @@ ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("no benchmarks beside these tests: the package is installed without them", allow_module_level=True)
 sys.path.append(str(ROOT))  # last, so that an installed package is what is tested
-competitors, data, evaluation, fit, measure, objective, report = (
+competitors, data, evaluation, fit, kernel, measure, objective, probe, report = (
     pytest.importorskip(f"benchmarks.{name}")
-    for name in ("competitors", "data", "evaluation", "fit", "measure", "objective", "report")
+    for name in ("competitors", "data", "evaluation", "fit", "kernel", "measure", "objective", "probe", "report")
 )
 SLOW_TO_IMPORT = {"jax"}
 EVALUATORS = [entry for entry in competitors.evaluators() if entry.library not in SLOW_TO_IMPORT]
@@ -36,12 +36,12 @@ def test_command_tells_what_it_can_measure(python, tmp_path):
         text=True,
         check=True,
     )
-    for name in ("eval", "fit", "memory", "sweep"):
+    for name in ("eval", "fit", "kernel", "memory", "probe", "sweep"):
         assert f" {name} " in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["eval", "fit", "memory", "sweep"])
+@pytest.mark.parametrize("name", ["eval", "fit", "kernel", "memory", "probe", "sweep"])
 def test_every_command_tells_its_options(name):
     runner = pytest.importorskip("typer.testing").CliRunner()
     from benchmarks.__main__ import app
@@ -114,6 +114,29 @@ def test_rounds_call_every_case_in_turn(monkeypatch):
     assert {name: len(seconds) for name, seconds in times.items()} == {"a": 6, "b": 6}
 
 
+def test_random_numbers_are_normal_and_known_by_their_index():
+    xp = measure.CPU.backend.xp
+    numbers = data.standard_normal(xp, 7, 0, 200_000)
+    assert numbers.dtype == np.float32
+    for power, moment in enumerate((0, 1, 0, 3), start=1):
+        assert (numbers.astype("float64") ** power).mean() == pytest.approx(moment, abs=0.05)
+    np.testing.assert_array_equal(data.standard_normal(xp, 7, 1000, 50), numbers[1000:1050])
+    assert abs(np.corrcoef(numbers[:-1], numbers[1:])[0, 1]) < 0.01
+    assert abs(np.corrcoef(data.standard_normal(xp, 8, 0, 200_000), numbers)[0, 1]) < 0.01
+
+
+def test_embeddings_have_classes_that_overlap():
+    X, y = data.embeddings(measure.CPU, 4000, 16, 8)
+    assert (X.shape, X.dtype, X.flags.c_contiguous) == ((4000, 16), np.float32, True)
+    assert np.bincount(y, minlength=8).min() > 400
+    model = competitors.ours(1.0).fit(X[:3000], y[:3000])
+    assert 0.8 < model.score(X[3000:], y[3000:]) < 0.95  # one label in ten says nothing
+    few, again = data.Dataset("embeddings", X, y).few(), data.embeddings(measure.CPU, 5000, 16, 8)
+    assert (few.X.shape, set(few.y)) == ((200, 16), set(range(few.n_classes)))
+    np.testing.assert_array_equal(again[1][:4000], y)
+    np.testing.assert_allclose(again[0][:4000], X, atol=1e-5)
+
+
 @pytest.mark.parametrize("make", ["isotropic", "decaying", "badly_scaled"])
 def test_synthetic_data_have_every_class(rng, make):
     X, y = getattr(data, make)(rng, 300, 12, 4)
@@ -148,6 +171,64 @@ def test_fits_are_judged_by_the_objective_at_their_coefficients():
     assert not fit._ended(few, None, 2)
     assert fit._ended(theirs, None, competitors.MAX_ITER)
     assert fit._ended(few, few, 4)
+
+
+def test_evaluations_are_counted_and_the_probe_is_judged_on_rows_held_out():
+    train, test = probe.problem(evaluation.Shape(1000, 8, 5), measure.CPU)
+    assert (len(train.X), len(test.X)) == (1000, 40)
+    one = probe.fitted(competitors.ours(1.0), train, test, trace=True)
+    assert len(one.evaluations.seconds) > one.fit.n_iter > 0
+    assert one.accuracy == pytest.approx(competitors.ours(1.0).fit(train.X, train.y).score(test.X, test.y), abs=0.03)
+    assert probe._reached([(1.0, 0.5), (2.0, 0.4)], 0.4) == 2.0
+    assert probe._reached([(1.0, 0.5)], 0.4) is probe._reached([], None) is None
+
+
+def test_logits_are_turned_into_their_gradient_by_every_competitor():
+    z, y = kernel.problem(measure.CPU, 10, "float32", 4000)
+    assert (z.shape, z.dtype, set(y)) == ((100, 10), np.float32, set(range(10)))
+    assert kernel.bytes_moved(z) == 100 * (2 * 40 + 8 + 4)
+    expected = kernel.exact(z, y)
+    calls = {"ours": kernel.ours(measure.CPU, z, y)}
+    if not competitors.missing("torch"):
+        calls |= kernel.torch_calls(z, y, compiled=False)
+    for call in calls.values():
+        assert kernel.parity(call(), expected) < 1e-5
+    wrong = kernel.exact(z, (y + 1) % 10)
+    assert kernel.parity(calls["ours"](), wrong) > 0.1
+    assert kernel._fault(calls["ours"], wrong, 1e-4).startswith("failed: relative error")
+    assert kernel._fault(lambda: 1 / 0, expected, 1.0).startswith("failed: ZeroDivisionError")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
+    for n_classes in (8, 10, 100, 1024, 50257, 131072):
+        launches = kernel.alternatives(n_classes, dtype, 1000)
+        aligned = n_classes % (4 if dtype == "float32" else 8) == 0
+        chosen = kernel.cuda.launch_of(1000, n_classes, dtype, "GRADIENT", "LABELS", aligned=aligned)
+        assert launches[0] == chosen
+        assert len({launch.kernel for launch in launches}) == len(launches) > 1
+        for launch in launches:
+            *_, pack, group, held, more = launch.kernel.removesuffix(">").split(", ")
+            assert (more == "true") == (int(pack) * int(group) * int(held) < n_classes)
+            assert launch.grid * (launch.block // int(group)) >= 1000
+    with kernel.forced(launches[-1]):
+        assert kernel.cuda.launch_of(1, 2, dtype, "LOSS") == launches[-1]
+    assert kernel.cuda.launch_of(1, 2, dtype, "LOSS") != launches[-1]
+    assert kernel.shape_of("row_major<float, float, GRADIENT, LABELS, 4, 32, 8, true>") == "4 x 32 x 8 +"
+
+
+def test_a_gpu_has_its_own_competitors(monkeypatch):
+    gpu = measure.Cuda("cuda")
+    assert gpu.suffix == "-cuda"
+    assert [entry.name for entry in competitors.evaluators(gpu)][:1] == ["softmax_xp objective"]
+    table = {fitter.name: fitter for fitter in competitors.fitters(gpu)}
+    assert table["softmax_xp auto, CPU"].device == measure.CPU
+    assert {fitter.device.name for fitter in table.values()} == {"cpu", "cuda"}
+    iris = data.load(data.Name.IRIS, "float32")
+    monkeypatch.delenv("SCIPY_ARRAY_API", raising=False)
+    assert "takes no arrays of a GPU" in table["scikit-learn saga"].refuse(iris)
+    assert table["scikit-learn lbfgs"].refuse(iris)  # the setting is missing, or scikit-learn is too old
+    assert competitors.missing("torch", gpu) or not competitors.missing("torch")
 
 
 @pytest.mark.parametrize(
