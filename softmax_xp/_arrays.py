@@ -113,9 +113,14 @@ def dtype_name(dtype: DType) -> str:
     return dtype.__name__ if isinstance(dtype, type) else str(dtype).rsplit(".", 1)[-1]
 
 
+def is_floating(xp: Namespace, dtype: DType) -> bool:
+    """Return whether `dtype` is a real floating one; NumPy and CuPy do not know that of the bfloat16 of ml_dtypes."""
+    return dtype_name(dtype) == "bfloat16" or bool(xp.isdtype(dtype, "real floating"))
+
+
 def working_dtype(xp: Namespace, dtype: DType) -> DType:
     """Return the dtype in which arithmetic on `dtype` is done: itself, but float32 for 16-bit floats."""
-    return xp.float32 if xp.finfo(dtype).bits < 32 else dtype
+    return xp.float32 if bytes_of(xp, dtype) < 4 else dtype
 
 
 def accumulation_dtype(xp: Namespace, device: Device) -> DType:
@@ -126,7 +131,7 @@ def accumulation_dtype(xp: Namespace, device: Device) -> DType:
 
 def bytes_of(xp: Namespace, dtype: DType) -> int:
     """Return the size of one number of a real floating dtype."""
-    return int(xp.finfo(dtype).bits) // 8
+    return 2 if dtype_name(dtype) == "bfloat16" else int(xp.finfo(dtype).bits) // 8
 
 
 def describe(x: object) -> str:
@@ -154,7 +159,7 @@ def check_rank(x: Array, name: str, rank: int, shape: str) -> None:
 
 def check_floating(xp: Namespace, x: Array, name: str) -> None:
     """Raise TypeError unless `x` has a real floating dtype."""
-    if not xp.isdtype(x.dtype, "real floating"):
+    if not is_floating(xp, x.dtype):
         raise TypeError(
             f"`{name}` must have a real floating dtype, got {dtype_name(x.dtype)}; "
             f"convert it first, for example to float32."
@@ -235,7 +240,8 @@ def check_probabilities(xp: Namespace, targets: Array, n_classes: int, name: str
     wide = working_dtype(xp, targets.dtype)
     excess = xp.abs(xp.sum(xp.astype(targets, wide), axis=1) - 1.0)
     # Probabilities in float64 have often been float32 before.
-    eps = max(float(xp.finfo(targets.dtype).eps), float(xp.finfo(xp.float32).eps))
+    own = 2.0**-7 if dtype_name(targets.dtype) == "bfloat16" else float(xp.finfo(targets.dtype).eps)
+    eps = max(own, float(xp.finfo(xp.float32).eps))
     if float(xp.max(excess)) > 8 * n_classes**0.5 * eps:
         row = int(xp.argmax(excess))
         raise ValueError(

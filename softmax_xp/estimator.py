@@ -35,10 +35,12 @@ from softmax_xp._arrays import (
     device_of,
     dtype_name,
     is_array,
+    is_floating,
     is_numpy,
     namespace,
     row_blocks,
     to_numpy,
+    working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.kernels import kernels_for
@@ -471,7 +473,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return X checked: an array of its own library if that is not NumPy, else a NumPy array."""
         if not is_array(X) or is_numpy(X):
             dtype: Any = self._dtype_name() or [np.float64, np.float32]
-            if self.dtype is None and getattr(X, "dtype", None) == np.float16:
+            if self.dtype is None and dtype_name(getattr(X, "dtype", None)) in ("float16", "bfloat16"):
                 dtype = np.float32
             if reset and y is None:
                 validate_data(self, X, None)  # refuses it
@@ -481,16 +483,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         X, xp = detached(X), namespace(X=X)
         check_rank(X, "X", 2, "(n_samples, n_features)")
         self._by_scikit_learn(X, reset=reset, skip_check_array=True)  # counts the features
-        if not xp.isdtype(X.dtype, ("real floating", "integral", "bool")):
+        if not (is_floating(xp, X.dtype) or xp.isdtype(X.dtype, ("integral", "bool"))):
             raise TypeError(
                 f"`X` must have a real dtype, got {dtype_name(X.dtype)}; convert it first, for example to float32."
             )
         if self.dtype is not None:
             X = xp.astype(X, getattr(xp, str(self._dtype_name())), copy=False)
-        elif not xp.isdtype(X.dtype, "real floating"):
+        elif not is_floating(xp, X.dtype):
             X = xp.astype(X, accumulation_dtype(xp, device_of(X)))
-        elif xp.finfo(X.dtype).bits < 32:
-            X = xp.astype(X, xp.float32)
+        else:
+            X = xp.astype(X, working_dtype(xp, X.dtype), copy=False)
         check_finite(xp, X, "X")
         return X
 

@@ -26,6 +26,7 @@ from softmax_xp._arrays import (
     detached,
     device_of,
     dtype_name,
+    is_floating,
     namespace,
     working_dtype,
 )
@@ -294,7 +295,7 @@ def _checked_rows(
             check_weights(xp, sample_weight, n, of="logits")
             sample_weight = xp.astype(sample_weight, dtype, copy=False)
         check_length(labels, "labels", n, "logits")
-        if xp.isdtype(labels.dtype, "real floating") and labels.ndim == 2:
+        if labels.ndim == 2 and is_floating(xp, labels.dtype):
             if ignore_index is not None:
                 raise ValueError(
                     "`ignore_index` goes with integer labels, got target probabilities; "

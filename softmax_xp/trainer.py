@@ -28,6 +28,7 @@ from softmax_xp._arrays import (
     describe,
     detached,
     dtype_name,
+    is_floating,
     namespace,
     row_blocks,
     to_numpy,
@@ -294,7 +295,7 @@ class Trainer:
             )
         check_finite(xp, X, X_name)
         dtype = dtype_name(working_dtype(xp, X.dtype))
-        probabilities = y.ndim == 2 and of_y.isdtype(y.dtype, "real floating")
+        probabilities = y.ndim == 2 and is_floating(of_y, y.dtype)
         if not probabilities:
             check_rank(y, y_name, 1, "(n_samples,)")
         check_length(y, y_name, X.shape[0], X_name)

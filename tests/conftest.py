@@ -49,8 +49,9 @@ class Library:
         dtype = dtype or x.dtype.name
         if dtype == "float64" and "float64" not in self.float_dtypes:
             dtype = "float32"
-        if dtype == "bfloat16":
+        if dtype == "bfloat16" and self.name == "torch":
             return self.namespace.asarray(x.astype("float32"), device=self.device).to(self.namespace.bfloat16)
+        dtype = importlib.import_module("ml_dtypes").bfloat16 if dtype == "bfloat16" else dtype
         x = self.namespace.asarray(x.astype(dtype), device=self.device)
         if self.name == "numpy-readonly":
             x.flags.writeable = False

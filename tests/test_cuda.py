@@ -178,29 +178,30 @@ def problems():
         yield Problem(2, c, dtype, layout, "PROBABILITIES", True, 0.1)
 
 
-def outcomes(p):
-    """What each pass makes of a problem, and what it should: (actual, expected, quantity)."""
-    z, exact = p.logits, widened(p.logits)
+def outcomes(p, move=lambda x: x):
+    """What each pass makes of a problem, in arrays that `move` puts where they belong, and what it should."""
+    exact = widened(p.logits)
+    z, targets, weight, bias = map(move, (p.logits, p.targets, p.weight, p.bias))
     yield cuda.softmax(z), reference.softmax(exact), "rows"
     yield cuda.log_softmax(z.T, 0).T, reference.log_softmax(exact), "rows"
     t = p.targets if p.targets.ndim == 1 else p.targets.astype(np.float64, order="C")
-    weight = None if p.weight is None else p.weight.astype(np.float64)
-    losses, grad = reference.cross_entropy_with_grad(exact, t, weight, p.smoothing)
-    yield cuda.cross_entropy(z, p.targets, p.weight, p.smoothing), losses, "rows"
-    actual = cuda.cross_entropy_with_grad(z, p.targets, p.weight, p.smoothing)
+    w = None if p.weight is None else p.weight.astype(np.float64)
+    losses, grad = reference.cross_entropy_with_grad(exact, t, w, p.smoothing)
+    yield cuda.cross_entropy(z, targets, weight, p.smoothing), losses, "rows"
+    actual = cuda.cross_entropy_with_grad(z, targets, weight, p.smoothing)
     yield actual[0], losses, "rows"
     yield actual[1], grad, "grad"
-    in_place = laid(z, "apart")
-    losses, grad = reference.cross_entropy_with_grad(exact + p.bias, t, weight, p.smoothing)
-    own = np.empty(p.n, dtype=p.bias.dtype)
-    yield cuda._run("GRADIENT", in_place, in_place, p.targets, p.weight, p.bias, p.smoothing, own), grad, "grad"
+    memory = move(laid(p.logits, "apart").base)
+    in_place = memory[:, 1:-2]
+    losses, grad = reference.cross_entropy_with_grad(exact + p.bias, t, w, p.smoothing)
+    own = move(np.empty(p.n, dtype=p.bias.dtype))
+    yield cuda._run("GRADIENT", in_place, in_place, targets, weight, bias, p.smoothing, own), grad, "grad"
     yield own, losses, "rows"
     probabilities = reference.softmax(exact + p.bias)
     along = p.direction.astype(np.float64)
     product = probabilities * (along - (probabilities * along).sum(axis=1, keepdims=True))
-    product *= 1.0 if weight is None else weight[:, None]
-    yield cuda._run("HESSIAN", z, None, p.direction, p.weight, p.bias), product, "grad"
-    memory = in_place.base
+    product *= 1.0 if w is None else w[:, None]
+    yield cuda._run("HESSIAN", z, None, move(p.direction), weight, bias), product, "grad"
     seven = np.full((p.n, 3), widened(np.full(1, 7, dtype=p.dtype))[0])
     yield memory[:, [0, -2, -1]], seven, "grad"  # nothing was written beside the rows
 
@@ -343,8 +344,32 @@ def within(actual, expected, dtype, quantity, scale=1.0):
 
 @pytest.mark.usefixtures("on_host")
 def test_every_pass_is_the_reference():
+    compare_with_the_reference(lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
+def test_every_pass_is_the_reference_on_a_gpu(xp):
+    compare_with_the_reference(lambda x: on_gpu(xp, x), xp.to_numpy)
+
+
+def on_gpu(xp, x):
+    """A copy of a NumPy array on the GPU: with its strides, what lies between, and its alignment to 16 bytes."""
+    if x is None:
+        return None
+    root = x
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    memory = xp.empty(root.nbytes + 16, dtype=xp.uint8)
+    start = root.ctypes.data % 16
+    memory[start : start + root.nbytes] = xp.asarray(np.frombuffer(root.tobytes("A"), np.uint8))
+    view = memory[start + x.ctypes.data - root.ctypes.data :]
+    return xp.ndarray(x.shape, x.dtype, view.data, strides=x.strides)
+
+
+def compare_with_the_reference(move, back):
     for p in problems():
-        for actual, expected, quantity in outcomes(p):
+        for actual, expected, quantity in outcomes(p, move):
+            actual = back(actual)
             assert actual.dtype.name in (p.dtype, p.bias.dtype.name)
             dtype = "bfloat16" if actual.dtype == np.uint16 else actual.dtype.name
             within(actual, expected, dtype, quantity, 1.0 if p.dtype in ("float32", "float64") else 2.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from importlib.util import find_spec
 
 import numpy as np
 import oracle
@@ -19,7 +20,11 @@ REDUCTIONS = ["mean", "sum", "none"]
 
 def floats(xp):
     """The dtypes of a library, with the 16-bit ones where it has them."""
-    extra = {"numpy": ["float16"], "torch": ["float16", "bfloat16"], "cupy": ["float16"]}
+    extra = {
+        "numpy": ["float16", *(["bfloat16"] if find_spec("ml_dtypes") else [])],
+        "torch": ["float16", "bfloat16"],
+        "cupy": ["float16"],
+    }
     return xp.float_dtypes + extra.get(xp.name, [])
 
 
