@@ -491,3 +491,17 @@ FORBIDDEN = "SCIPY_ARRAY_API"
 
 def test_no_environment_variable_is_needed():
     assert FORBIDDEN not in os.environ, "the suite shows that the libraries work without it"
+
+
+@pytest.mark.skipif(sum(d.usable for d in sx.devices()) < 3, reason="this machine has no two GPUs")
+def test_the_second_gpu_fits_what_lies_on_the_host_or_the_first():
+    cupy = pytest.importorskip("cupy")
+    expected = sx.SoftmaxClassifier(device="cpu").fit(X0, Y0)
+    for X in (np.asarray(X0), cupy.asarray(X0)):  # the latter on the current device, the first
+        for solver in ("auto", "newton-cg"):
+            model = sx.SoftmaxClassifier(device="cuda:1", solver=solver).fit(X, Y0)
+            assert model.device_ == "cuda:1"
+            assert model.objective_ == pytest.approx(expected.objective_, rel=1e-6)
+            probabilities = model.predict_proba(X)
+            assert type(probabilities) is type(X)
+            assert probabilities.device == X.device
