@@ -221,29 +221,32 @@ def _fault(call: Call, expected: tuple[Array, Array, Array], allowed: float) -> 
 # --- The boundaries between the launches ---
 
 
-def alternatives(n_classes: int, dtype: str, n_rows: int) -> list[cuda.Launch]:
+def alternatives(n_classes: int, dtype: str, n_rows: int, shared_bytes: int) -> list[cuda.Launch]:
     """Return the launches that could serve the gradient of row-major logits, the one that is chosen first.
 
     That of rows that are not aligned is among them; and any number of threads a row, with as many of its classes in
-    registers as there are, or as half or all of what may be held.
+    registers as there are, or as half or all of what may be held, and none or all of the others in shared memory.
     """
     stored, computed = cuda.TYPES[dtype]
+    kinds = f"{stored}, {computed}, GRADIENT, LABELS"
     pack = cuda.PACK_BYTES // cuda._itemsize(dtype)
     aligned = n_classes % pack == 0
-    launches = [cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own) for own in (aligned, False)]
+    launches = [
+        cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own, shared_bytes=shared_bytes)
+        for own in (aligned, False)
+    ]
     pack = pack if aligned else 1
-    n_packs = -(-n_classes // pack)
-    most = [room // (cuda._itemsize(computed) * pack) for room in (cuda.HELD_BYTES_OF_MORE, cuda.HELD_BYTES)]
+    most = [room // (cuda._itemsize(computed) * pack) for room in (cuda.HELD_BYTES_IN_BLOCK, cuda.HELD_BYTES)]
     for group in cuda.GROUPS:
-        if group >= 2 * max(n_packs, cuda.GROUPS[0]):
+        if group >= 2 * max(-(-n_classes // pack), cuda.GROUPS[0]):
             break  # half of the threads would have nothing to do
-        needed = -(-n_packs // group)
+        needed = -(-n_classes // (pack * group))
         for wanted in sorted({min(needed, limit) for limit in most}):
             held = next(held for held in cuda.HELD_PACKS if held >= wanted)
-            block = cuda.BLOCK if group <= cuda.WARP else group
-            more = "true" if needed > held else "false"
-            kernel = f"row_major<{stored}, {computed}, GRADIENT, LABELS, {pack}, {group}, {held}, {more}>"
-            launches.append(cuda.Launch(kernel, -(-n_rows // (block // group)), block))
+            launches += [
+                cuda.row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
+                for in_shared in (0, cuda._room(group, pack, dtype, shared_bytes)[1])
+            ]
     return list(dict.fromkeys(launches))
 
 
@@ -259,23 +262,23 @@ def _boundaries(device: Device, n_classes: int, dtype: str, n_bytes: int, rounds
     z, y = problem(device, n_classes, dtype, n_bytes)
     xp = device.backend.xp
     own, expected = xp.asarray(z, copy=True), exact(z, y)
-    launches = alternatives(n_classes, dtype, len(z))
+    launches = alternatives(n_classes, dtype, len(z), cuda._shared_bytes(z))
     call = ours(device, own, y)
     best, notes = {}, {}
     for launch in launches:
         xp.copyto(own, z)
         with forced(launch):
             if fault := _fault(call, expected, TOLERANCE[dtype]):
-                notes[launch.kernel] = fault
+                notes[shape_of(launch, n_classes)] = fault
             else:
-                best[launch.kernel] = min(device.seconds_of_work(call) for _ in range(rounds))
-    ranked = sorted(best, key=lambda kernel: best[kernel])
+                best[shape_of(launch, n_classes)] = min(device.seconds_of_work(call) for _ in range(rounds))
+    ranked = sorted(best, key=lambda shape: best[shape])
     return {
         "n_classes": n_classes,
         "n_rows": len(z),
         "bytes": bytes_moved(z),
-        "chosen": launches[0].kernel,
-        "best_s": {kernel: best[kernel] for kernel in ranked},
+        "chosen": shape_of(launches[0], n_classes),
+        "best_s": {shape: best[shape] for shape in ranked},
         "notes": notes,
     }
 
@@ -320,10 +323,10 @@ def _show_boundaries(dtype: str, rows: Sequence[dict[str, Any]], device: Device)
         cells.append(
             (
                 row["n_classes"],
-                shape_of(row["chosen"]),
+                row["chosen"],
                 report.number(own and 1e3 * own),
                 report.number(own and row["bytes"] / own / 1e9),
-                shape_of(fastest) if fastest else "-",
+                fastest or "-",
                 report.number(best[fastest] * 1e3 if fastest else None),
                 report.number(own and own / best[fastest]),
                 len(best),
@@ -338,10 +341,11 @@ def _show_boundaries(dtype: str, rows: Sequence[dict[str, Any]], device: Device)
     )
 
 
-def shape_of(kernel: str) -> str:
-    """Return the sizes in the name of a kernel: pack x group x held, with + where there is more."""
-    *_, pack, group, held, more = kernel.removesuffix(">").split(", ")
-    return f"{pack} x {group} x {held}{' +' if more == 'true' else ''}"
+def shape_of(launch: cuda.Launch, n_classes: int) -> str:
+    """Return pack x group x held, then what is kept in shared memory, and a + where there is more."""
+    *_, pack, group, held, _ = launch.kernel.removesuffix(">").split(", ")
+    more = int(pack) * int(group) * (int(held) + launch.kept) < n_classes
+    return f"{pack} x {group} x {held}" + (f" and {launch.kept}" if launch.kept else "") + (" +" if more else "")
 
 
 def _draw(canvas: Any, results: Sequence[dict[str, Any]]) -> None:

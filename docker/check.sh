@@ -65,11 +65,17 @@ fi
 
 # --- Builds ---
 
+torch=  # a CPU wheel, where PIP_FIND_LINKS is a folder that has one
+for wheel in "${PIP_FIND_LINKS:-/nowhere}"/torch-*+cpu-*.whl; do
+    [ ! -e "$wheel" ] || torch="torch==$(basename "$wheel" | cut -d - -f 2)"
+done
+
 build() {
     local options=(--file docker/Dockerfile --target "$1" --tag "softmax-xp:$1")
     [ -z "$base" ] || options+=(--build-arg "PYTHON_IMAGE=$base")
     [ -z "${PIP_EXTRA_INDEX_URL:-}" ] || options+=(--build-arg PIP_EXTRA_INDEX_URL)
     [ -z "${PIP_FIND_LINKS:-}" ] || options+=(--build-arg PIP_FIND_LINKS)
+    [ -z "$torch" ] || options+=(--build-arg "TORCH=$torch")
     if [ "$engine" != docker ]; then
         options+=(--format docker)  # which alone has a HEALTHCHECK
         local file

@@ -18,7 +18,7 @@
 #define __device__
 #define __global__ static
 #define __shared__ static  // blocks run one after the other
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 using std::exp;
 using std::log;
 
@@ -129,6 +129,11 @@ static void run_kernel(unsigned grid, unsigned block, std::function<void()> kern
                 abort();
             }
     }
+}
+
+static void* shared_memory() {
+    alignas(16) static char memory[1 << 18];
+    return memory;
 }
 
 // --- Conversions of 16-bit floats: defined once the type is ---

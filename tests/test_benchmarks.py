@@ -202,11 +202,13 @@ def test_logits_are_turned_into_their_gradient_by_every_competitor():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
     for n_classes in (8, 10, 100, 1024, 50257, 131072):
-        launches = kernel.alternatives(n_classes, dtype, 1000)
+        launches = kernel.alternatives(n_classes, dtype, 1000, 232448)
         aligned = n_classes % (4 if dtype == "float32" else 8) == 0
-        chosen = kernel.cuda.launch_of(1000, n_classes, dtype, "GRADIENT", "LABELS", aligned=aligned)
+        chosen = kernel.cuda.launch_of(
+            1000, n_classes, dtype, "GRADIENT", "LABELS", aligned=aligned, shared_bytes=232448
+        )
         assert launches[0] == chosen
-        assert len({launch.kernel for launch in launches}) == len(launches) > 1
+        assert len({kernel.shape_of(launch, n_classes) for launch in launches}) == len(launches) > 1
         for launch in launches:
             *_, pack, group, held, more = launch.kernel.removesuffix(">").split(", ")
             assert (more == "true") == (int(pack) * int(group) * int(held) < n_classes)
@@ -214,7 +216,9 @@ def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
     with kernel.forced(launches[-1]):
         assert kernel.cuda.launch_of(1, 2, dtype, "LOSS") == launches[-1]
     assert kernel.cuda.launch_of(1, 2, dtype, "LOSS") != launches[-1]
-    assert kernel.shape_of("row_major<float, float, GRADIENT, LABELS, 4, 32, 8, true>") == "4 x 32 x 8 +"
+    launch = kernel.cuda.row_launch(9, 100_000, "float32", "float, float, GRADIENT, LABELS", 4, 1024, 4, 14)
+    assert kernel.shape_of(launch, 100_000) == "4 x 1024 x 4 and 14 +"
+    assert kernel.shape_of(launch, 73_728) == "4 x 1024 x 4 and 14"
 
 
 def test_a_gpu_has_its_own_competitors(monkeypatch):

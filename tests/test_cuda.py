@@ -25,7 +25,8 @@ from softmax_xp.kernels.workspace import Workspace
 HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 90, 100, 120)
 COMPILER = shutil.which("g++")
-CLASSES = (1, 2, 3, 10, 16, 31, 64, 100, 300, 1000, 1023, 4096, 5000)
+CLASSES = (1, 2, 3, 10, 16, 31, 64, 100, 300, 1000, 1023, 3000, 3003, 5000)
+SHARED_BYTES = (65536, 101376, 232448)  # that a block may take: of compute capability 7.5, 12.0, 9.0
 MANY_CLASSES = (33000, 33001)  # more than registers hold
 DTYPES = ("float32", "float64", "float16", "uint16")  # the latter: bits of bfloat16
 
@@ -36,15 +37,19 @@ DTYPES = ("float32", "float64", "float16", "uint16")  # the latter: bits of bflo
 @pytest.mark.parametrize("dtype", cuda.TYPES)
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 7, 10**8])
-def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype):
+@pytest.mark.parametrize("shared_bytes", [0, *SHARED_BYTES])
+def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes):
+    size, computed = {"float32": (4, 4), "float64": (8, 8)}.get(dtype, (2, 4))
     for n_classes in (*range(1, 2000, 7), 4096, 8192, 10_000, 32768, 32769, 50257, 131072, 1_000_000):
-        launch = cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=aligned)
+        options = {"aligned": aligned, "shared_bytes": shared_bytes}
+        launch = cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
         template, (*kinds, pack, group, held, more) = parsed(launch.kernel)
         pack, group, held = int(pack), int(group), int(held)
         assert (template, kinds) == ("row_major", [*cuda.TYPES[dtype], "GRADIENT", "LABELS"])
-        assert pack == ((16 // {"float32": 4, "float64": 8}.get(dtype, 2)) if aligned else 1)
+        assert pack == (16 // size if aligned else 1)
         assert (more == "true") == (pack * group * held < n_classes)
-        assert held * pack * (8 if dtype == "float64" else 4) <= cuda.HELD_BYTES  # else it spills
+        most = cuda.HELD_BYTES if group <= 32 else cuda.HELD_BYTES_IN_BLOCK
+        assert held * pack * computed <= most  # else it spills
         assert launch.block % 32 == 0
         assert launch.block <= cuda.MAX_BLOCK
         assert launch.block % group == 0
@@ -52,6 +57,24 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype):
         per_block = launch.block // group
         assert (launch.grid - 1) * per_block < n_rows <= launch.grid * per_block
         assert launch.grid < 2**31
+        # Shared memory: what is needed beyond the registers, and no more than lets 1024 threads share a processor.
+        beyond = -(-n_classes // (pack * group)) - held
+        assert 0 <= launch.kept <= max(0, beyond)
+        assert launch.shared == launch.kept * group * pack * size
+        blocks = cuda.MAX_BLOCK // launch.block
+        assert launch.kept == 0 or blocks * (launch.shared + cuda.STATIC_BYTES) <= shared_bytes
+        if launch.kept < beyond:  # read twice: only where a processor can hold no more
+            assert group == cuda.MAX_BLOCK
+            assert launch.shared + group * pack * size + cuda.STATIC_BYTES > shared_bytes
+
+
+def test_rows_of_up_to_290_kilobytes_are_read_once_where_shared_memory_is_large():
+    for dtype, most in (("float32", 72_000), ("bfloat16", 128_000), ("float64", 36_000)):
+        for n_classes, read_once in ((most, True), (most * 5 // 4, False)):
+            options = {"aligned": True, "shared_bytes": SHARED_BYTES[-1]}
+            launch = cuda.launch_of(100, n_classes, dtype, "GRADIENT", "LABELS", **options)
+            _, (*_, pack, group, held, _) = parsed(launch.kernel)
+            assert (int(pack) * int(group) * (int(held) + launch.kept) >= n_classes) == read_once
 
 
 def test_class_major_logits_have_a_warp_for_32_rows():
@@ -77,11 +100,11 @@ def parsed(kernel):
 def test_kernels_compile_and_keep_rows_in_registers(architecture):
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
     launches = [
-        cuda.launch_of(1000, c, dtype, *kind, aligned=aligned, class_major=class_major)
+        cuda.launch_of(1000, c, dtype, *kind, aligned=aligned, class_major=class_major, shared_bytes=SHARED_BYTES[-1])
         for dtype, kind, c, (aligned, class_major) in itertools.product(
             cuda.TYPES,
             [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")],
-            (10, 1000, 131072),
+            (10, 1000, 4096, 131072),
             [(True, False), (False, False), (False, True)],
         )
     ]
@@ -239,11 +262,11 @@ def on_host(tmp_path_factory):
     def kernel(name, like):
         if collected is not None:
             collected.append(name)
-            return lambda grid, block, arguments: None
+            return lambda grid, block, arguments, shared_mem=0: None
         if name not in functions:
             functions.update(built([name], folder / f"{len(functions)}"))
 
-        def run(grid, block, arguments):
+        def run(grid, block, arguments, shared_mem=0):
             values = [c_type(x)(x.item()) for x in arguments]
             functions[name](ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *values)
 
@@ -252,6 +275,7 @@ def on_host(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cuda, "block_bytes", lambda device: 5000)
         patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
+        patch.setattr(cuda, "_shared_bytes", lambda like: 60_000)
         patch.setattr(cuda, "_free_bytes", lambda: 10**6)
         patch.setattr(cuda, "_kernel", kernel)
         patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
@@ -281,7 +305,7 @@ def built(names, folder):
             T, A = parsed(name)[1][:2]
             parameters = (
                 f"const {T}* a, Index b, const {A}* c, const void* d, Index e, const {A}* f, {A} g, {T}* h, Index i, "
-                f"{A}* j, Index k, int l"
+                f"{A}* j, Index k, int l, int m"
             )
         arguments = ", ".join(x.split()[-1] for x in parameters.split(", "))
         launchers.append(

@@ -18,13 +18,17 @@ struct BFloat16 {
     unsigned short bits;
 };
 
-#ifndef ON_HOST  // where the tests run this file, the compiler has conversions of its own
+#ifndef ON_HOST  // where the tests run this file, they bring these along
 __device__ inline float widen(Half x) {
     float wide;
     asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
     return wide;
 }
 __device__ inline void narrow(float wide, Half& x) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(x.bits) : "f"(wide)); }
+__device__ inline void* shared_memory() {  // as much as the launch asks for
+    extern __shared__ uint4 memory[];
+    return memory;
+}
 #endif
 
 __device__ inline float widen(BFloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
@@ -210,13 +214,14 @@ struct Row {
 
 #define ARGUMENTS                                                                                              \
     const T *logits, Index logits_step, const A *bias, const void *targets, Index targets_step, const A *weights, \
-        A smoothing, T *out, Index out_step, A *losses, Index n_rows, int n_classes
+        A smoothing, T *out, Index out_step, A *losses, Index n_rows, int n_classes, int kept
 
 // Rows of classes side by side: `step` numbers from one row to the next. GROUP threads share a row. Each holds HELD packs
-// of VEC classes in registers; with MORE, what lies beyond is read twice, the second time as a rule from the cache.
-// VEC > 1 needs packs that are aligned, and rows of whole packs.
+// of VEC classes in registers; with MORE, the next `kept` packs in shared memory; what lies beyond is read twice, and
+// backwards the second time, when what was read last is still in the cache. VEC > 1 needs packs that are aligned, and
+// rows of whole packs. Of the larger groups as many fit on a processor as make 1024 threads.
 template <typename T, typename A, int PASS, int TARGETS, int VEC, int GROUP, int HELD, bool MORE>
-__global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128) row_major(ARGUMENTS) {
+__global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / GROUP : 1) row_major(ARGUMENTS) {
     const int lane = threadIdx.x % GROUP, beyond = (HELD * GROUP + lane) * VEC;
     Index row = (Index)blockIdx.x * (blockDim.x / GROUP) + threadIdx.x / GROUP;
     const bool exists = row < n_rows;
@@ -229,11 +234,11 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128) row_major(ARGUMENTS)
     A at_label = 0;
     if (TARGETS == LABELS && own.known) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 
-    auto logits_at = [&](int first, A* x) {
-        const Pack<T, VEC> pack = load<VEC>(z + first);
+    auto unpack = [&](const Pack<T, VEC>& pack, int first, A* x) {
 #pragma unroll
         for (int v = 0; v < VEC; ++v) x[v] = widen(pack.at[v]) + (bias ? bias[first + v] : (A)0);
     };
+    auto* own_kept = static_cast<Pack<T, VEC>*>(MORE ? shared_memory() : nullptr) + lane;
     auto targets_at = [&](int first) {
         if (TARGETS == PROBABILITIES) return load<VEC>(t + first);
         return Pack<A, VEC>{};
@@ -253,7 +258,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128) row_major(ARGUMENTS)
     for (int i = 0; i < HELD; ++i) {
         const int first = (i * GROUP + lane) * VEC;
         if (first < n_classes) {
-            logits_at(first, x + i * VEC);
+            unpack(load<VEC>(z + first), first, x + i * VEC);
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, x[i * VEC + v]);
         }
@@ -261,9 +266,11 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128) row_major(ARGUMENTS)
     Sums<A, MORE && sizeof(A) == 4> sums;
     sums.top = top;
     if (MORE)
-        for (int first = beyond; first < n_classes; first += GROUP * VEC) {
+        for (int i = 0, first = beyond; first < n_classes; ++i, first += GROUP * VEC) {
+            const Pack<T, VEC> pack = load<VEC>(z + first);
+            if (i < kept) own_kept[i * GROUP] = pack;
             A y[VEC];
-            logits_at(first, y);
+            unpack(pack, first, y);
             top = sums.top;
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, y[v]);
@@ -300,10 +307,11 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128) row_major(ARGUMENTS)
         const int first = (i * GROUP + lane) * VEC;
         if (exists && first < n_classes) write(totals, first, x + i * VEC, x + i * VEC);
     }
-    if (MORE)
-        for (int first = beyond; exists && first < n_classes; first += GROUP * VEC) {
+    if (MORE && exists && beyond < n_classes)
+        for (int i = (n_classes - 1 - beyond) / (GROUP * VEC); i >= 0; --i) {
+            const int first = beyond + i * GROUP * VEC;
             A y[VEC], e[VEC];
-            logits_at(first, y);
+            unpack(i < kept ? own_kept[i * GROUP] : load<VEC>(z + first), first, y);
 #pragma unroll
             for (int v = 0; v < VEC; ++v) {
                 y[v] -= top;

@@ -41,13 +41,15 @@ TYPES = {
 # float32 always.
 PRECISIONS = ("float32", "tf32", "bfloat16")
 PACK_BYTES = 16  # the widest access that a thread has
-HELD_BYTES = 128  # of one row in the registers of a thread; twice as much spills
-HELD_BYTES_OF_MORE = 64  # where there is more than a block of MAX_BLOCK can hold: its threads have 64 registers each
+# Of one row a thread holds so much in registers: alone or among the threads of a warp, and in a block of its own, whose
+# threads have 64 registers each, so that a processor can have 1024 of them. Twice as much spills.
+HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
 HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # what is compiled for: the next above what is needed
-GROUPS = (4, 8, 16, 32, 64, 128, 256, 512, 1024)  # threads a row
+GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads a row
 WARP = 32
 BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
 MAX_BLOCK = 1024
+STATIC_BYTES = 2048  # of shared memory that a block takes anyway
 SLICES = 8  # warps that share 32 rows of class-major logits
 MIN_SLICE = 32  # classes: with fewer to share, one warp does
 # Each block of rows costs a pass over the gradient, which with fewer rows takes a share of the time of its products.
@@ -56,11 +58,16 @@ FREE_SHARE = 4  # of the memory that is free a block takes at most one in so man
 
 
 class Launch(NamedTuple):
-    """One launch: the instance of a kernel as C++ spells it, blocks, and threads a block."""
+    """One launch: the instance of a kernel as C++ spells it, blocks, and threads a block.
+
+    `kept` is the number of packs that a thread has in shared memory, of which a block takes `shared` bytes.
+    """
 
     kernel: str
     grid: int
     block: int
+    kept: int = 0
+    shared: int = 0
 
 
 def launch_of(
@@ -72,8 +79,13 @@ def launch_of(
     *,
     class_major: bool = False,
     aligned: bool = False,
+    shared_bytes: int = 0,
 ) -> Launch:
     """Return the launch that serves a shape.
+
+    Rows of few classes share a warp, then have one, then a block: the fewest threads that can hold the row, and in the
+    largest block as much of it as fits. Larger blocks have more shared memory, in proportion, so that it does not keep
+    others from being on the same processor: while one reads, another reduces or writes.
 
     Parameters
     ----------
@@ -86,6 +98,8 @@ def launch_of(
         Whether rows, instead of classes, lie side by side.
     aligned : bool
         Whether each row of each matrix starts at a multiple of PACK_BYTES and is a multiple of it long.
+    shared_bytes : int
+        Of shared memory that a block may take on the device.
     """
     stored, computed = TYPES[dtype]
     kinds = f"{stored}, {computed}, {row_pass}, {targets}"
@@ -93,16 +107,39 @@ def launch_of(
         slices = SLICES if n_classes >= SLICES * MIN_SLICE else 1
         return Launch(f"class_major<{kinds}, {slices}>", -(-n_rows // WARP), WARP * slices)
     pack = PACK_BYTES // _itemsize(dtype) if aligned else 1
-    n_packs = -(-n_classes // pack)
-    most = HELD_BYTES // (_itemsize(computed) * pack)
-    group = next((group for group in GROUPS if -(-n_packs // group) <= most), MAX_BLOCK)
-    needed = -(-n_packs // group)
-    if needed > most:
-        most = HELD_BYTES_OF_MORE // (_itemsize(computed) * pack)
-    held = next(held for held in HELD_PACKS if held >= min(needed, most))
+    for group in GROUPS:
+        needed, in_registers, in_shared = -(-n_classes // (pack * group)), *_room(group, pack, dtype, shared_bytes)
+        if needed <= in_registers + in_shared:
+            break
+    held = next(held for held in HELD_PACKS if held >= min(needed, in_registers))
+    return row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
+
+
+def row_launch(
+    n_rows: int, n_classes: int, dtype: str, kinds: str, pack: int, group: int, held: int, in_shared: int = 0
+) -> Launch:
+    """Return the launch of `row_major` with so many numbers a pack, threads a row, and packs a thread in registers.
+
+    In shared memory a thread has `in_shared` packs, or as many as it needs.
+    """
+    beyond = -(-n_classes // (pack * group)) - held
+    kept = max(0, min(beyond, in_shared))
     block = BLOCK if group <= WARP else group
-    more = "true" if needed > held else "false"
-    return Launch(f"row_major<{kinds}, {pack}, {group}, {held}, {more}>", -(-n_rows // (block // group)), block)
+    return Launch(
+        f"row_major<{kinds}, {pack}, {group}, {held}, {'true' if beyond > 0 else 'false'}>",
+        -(-n_rows // (block // group)),
+        block,
+        kept,
+        kept * block * pack * _itemsize(dtype),
+    )
+
+
+def _room(group: int, pack: int, dtype: str, shared_bytes: int) -> tuple[int, int]:
+    """Return how many packs of a row each of `group` threads can hold in registers, and in shared memory."""
+    in_block = group > WARP
+    in_registers = (HELD_BYTES_IN_BLOCK if in_block else HELD_BYTES) // (_itemsize(TYPES[dtype][1]) * pack)
+    share = shared_bytes * group // MAX_BLOCK - STATIC_BYTES if in_block else 0
+    return in_registers, max(0, share // (group * pack * _itemsize(dtype)))
 
 
 def source() -> str:
@@ -312,7 +349,14 @@ def _run(
     aligned = all(cublas.address(x) % PACK_BYTES == 0 and x.strides[0] % PACK_BYTES == 0 for x in matrices)
     whole = n_classes * z.itemsize % PACK_BYTES == 0
     launch = launch_of(
-        n_rows, n_classes, dtype_name(z.dtype), row_pass, kind, class_major=class_major, aligned=aligned and whole
+        n_rows,
+        n_classes,
+        dtype_name(z.dtype),
+        row_pass,
+        kind,
+        class_major=class_major,
+        aligned=aligned and whole,
+        shared_bytes=_shared_bytes(z),
     )
     across = 1 if class_major else 0
 
@@ -323,8 +367,9 @@ def _run(
     arguments = (
         *(_pointer(z), step(z), _pointer(bias), _pointer(targets), step(targets), _pointer(weight), real(smoothing)),
         *(_pointer(out), step(out), _pointer(losses), np.int64(n_rows), np.int32(n_classes)),
+        np.int32(launch.kept),
     )
-    _kernel(launch.kernel, z)((launch.grid,), (launch.block,), arguments)
+    _kernel(launch.kernel, z)((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
     return out
 
 
@@ -336,8 +381,22 @@ def _kernel(name: str, like: Array) -> Any:
 @cache
 def _compiled(name: str, device: int) -> Any:
     """Return a kernel for the current device; CuPy keeps on disk what it has compiled."""
-    module = import_module("cupy").RawModule(code=source(), options=OPTIONS, name_expressions=(name,))
-    return module.get_function(name)
+    cupy: Any = import_module("cupy")
+    module = cupy.RawModule(code=source(), options=OPTIONS, name_expressions=(name,))
+    kernel = module.get_function(name)
+    if name.startswith("row_major"):
+        kernel.max_dynamic_shared_size_bytes = _most_shared_bytes(device) - STATIC_BYTES
+    return kernel
+
+
+def _shared_bytes(like: Array) -> int:
+    """Return how much shared memory a block may take on the device of `like`."""
+    return _most_shared_bytes(device_of(like).id)
+
+
+@cache
+def _most_shared_bytes(device: int) -> int:
+    return int(import_module("cupy").cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"])
 
 
 def _pointer(x: Array | None) -> np.uint64:
