@@ -133,6 +133,10 @@ for target in "${targets[@]}"; do
             else
                 [ $status = 0 ] || failed "devices exited with $status: 0 with a GPU and 2 without were expected"
             fi
+            of_train=0
+            run gpu train >"$work/out" 2>"$work/err" || of_train=$?
+            tail -1 "$work/out"
+            [ $of_train = $status ] || failed "train exited with $of_train, devices with $status"
             ;;
         test) run test ;;
         *) failed "no such target: $target (cpu, gpu, test)" ;;

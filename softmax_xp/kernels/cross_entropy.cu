@@ -216,13 +216,18 @@ struct Row {
     const T *logits, Index logits_step, const A *bias, const void *targets, Index targets_step, const A *weights, \
         A smoothing, T *out, Index out_step, A *losses, Index n_rows, int n_classes, int kept
 
+constexpr int DEPTH = 2;  // packs that a thread waits for at once where it holds none of them
+
 // Rows of classes side by side: `step` numbers from one row to the next. GROUP threads share a row. Each holds HELD packs
 // of VEC classes in registers; with MORE, the next `kept` packs in shared memory; what lies beyond is read twice, and
 // backwards the second time, when what was read last is still in the cache. VEC > 1 needs packs that are aligned, and
 // rows of whole packs. Of the larger groups as many fit on a processor as make 1024 threads.
 template <typename T, typename A, int PASS, int TARGETS, int VEC, int GROUP, int HELD, bool MORE>
 __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / GROUP : 1) row_major(ARGUMENTS) {
-    const int lane = threadIdx.x % GROUP, beyond = (HELD * GROUP + lane) * VEC;
+    constexpr int STEP = GROUP * VEC;  // from one pack of a thread to its next
+    const int lane = threadIdx.x % GROUP, beyond = HELD * STEP + lane * VEC;
+    const int n_beyond = MORE && beyond < n_classes ? (n_classes - 1 - beyond) / STEP + 1 : 0;
+    const int n_kept = !MORE ? 0 : n_beyond < kept ? n_beyond : kept;
     Index row = (Index)blockIdx.x * (blockDim.x / GROUP) + threadIdx.x / GROUP;
     const bool exists = row < n_rows;
     if (!exists) row = n_rows - 1;  // no thread may leave before the last reduction
@@ -256,34 +261,55 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     A top = lowest(A());
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
-        const int first = (i * GROUP + lane) * VEC;
+        const int first = i * STEP + lane * VEC;
         if (first < n_classes) {
             unpack(load<VEC>(z + first), first, x + i * VEC);
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, x[i * VEC + v]);
         }
     }
+#pragma unroll 4
+    for (int i = 0; i < n_kept; ++i) {
+        const Pack<T, VEC> pack = load<VEC>(z + beyond + i * STEP);
+        own_kept[i * GROUP] = pack;
+        A y[VEC];
+        unpack(pack, beyond + i * STEP, y);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) top = larger(top, y[v]);
+    }
     Sums<A, MORE && sizeof(A) == 4> sums;
     sums.top = top;
-    if (MORE)
-        for (int i = 0, first = beyond; first < n_classes; ++i, first += GROUP * VEC) {
-            const Pack<T, VEC> pack = load<VEC>(z + first);
-            if (i < kept) own_kept[i * GROUP] = pack;
-            A y[VEC];
-            unpack(pack, first, y);
-            top = sums.top;
+    auto add = [&](const Pack<T, VEC>& pack, int first) {
+        A y[VEC];
+        unpack(pack, first, y);
+        const Pack<A, VEC> target = targets_at(first);
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) top = larger(top, y[v]);
-            if (top > sums.top) sums.raise(top);
-            const Pack<A, VEC> target = targets_at(first);
+        for (int v = 0; v < VEC; ++v) own.add(sums, y[v] - sums.top, exp(y[v] - sums.top), target.at[v]);
+    };
+    for (int i = n_kept; i < n_beyond; i += DEPTH) {
+        Pack<T, VEC> next[DEPTH];
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) own.add(sums, y[v] - top, exp(y[v] - top), target.at[v]);
-        }
+        for (int j = 0; j < DEPTH; ++j)
+            if (i + j < n_beyond) next[j] = load<VEC>(z + beyond + (i + j) * STEP);
+        top = sums.top;
+#pragma unroll
+        for (int j = 0; j < DEPTH; ++j)
+            if (i + j < n_beyond) {
+                A y[VEC];
+                unpack(next[j], beyond + (i + j) * STEP, y);
+#pragma unroll
+                for (int v = 0; v < VEC; ++v) top = larger(top, y[v]);
+            }
+        if (top > sums.top) sums.raise(top);
+#pragma unroll
+        for (int j = 0; j < DEPTH; ++j)
+            if (i + j < n_beyond) add(next[j], beyond + (i + j) * STEP);
+    }
     top = over_neighbours<true, GROUP>(sums.top);
     sums.raise(top);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
-        const int first = (i * GROUP + lane) * VEC;
+        const int first = i * STEP + lane * VEC;
         if (first < n_classes) {
             const Pack<A, VEC> target = targets_at(first);
 #pragma unroll
@@ -294,6 +320,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
             }
         }
     }
+    for (int i = 0; i < n_kept; ++i) add(own_kept[i * GROUP], beyond + i * STEP);
     const Totals<A> totals = own.reduced(sums, [](A part) { return over_neighbours<false, GROUP>(part); });
 
     if (losses && exists && lane == 0) losses[row] = own.loss(totals, at_label);
@@ -302,23 +329,23 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         __syncthreads();  // all have read the logit of the label: it may be written over
     else
         __syncwarp();
+    if (!exists) return;
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
-        const int first = (i * GROUP + lane) * VEC;
-        if (exists && first < n_classes) write(totals, first, x + i * VEC, x + i * VEC);
+        const int first = i * STEP + lane * VEC;
+        if (first < n_classes) write(totals, first, x + i * VEC, x + i * VEC);
     }
-    if (MORE && exists && beyond < n_classes)
-        for (int i = (n_classes - 1 - beyond) / (GROUP * VEC); i >= 0; --i) {
-            const int first = beyond + i * GROUP * VEC;
-            A y[VEC], e[VEC];
-            unpack(i < kept ? own_kept[i * GROUP] : load<VEC>(z + first), first, y);
+    for (int i = n_beyond - 1; i >= 0; --i) {
+        const int first = beyond + i * STEP;
+        A y[VEC], e[VEC];
+        unpack(i < n_kept ? own_kept[i * GROUP] : load<VEC>(z + first), first, y);
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) {
-                y[v] -= top;
-                e[v] = exp(y[v]);
-            }
-            write(totals, first, y, e);
+        for (int v = 0; v < VEC; ++v) {
+            y[v] -= top;
+            e[v] = exp(y[v]);
         }
+        write(totals, first, y, e);
+    }
 }
 
 // Classes of rows side by side: `step` numbers from one class to the next. A warp takes 32 rows, and a slice of the
