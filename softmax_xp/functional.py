@@ -6,6 +6,8 @@ Results come back in the namespace, on the device and in the dtype of the argume
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 
@@ -141,7 +143,7 @@ def cross_entropy(
     backend, logits, targets, weight, label_smoothing = _checked_rows(
         logits, labels, sample_weight, label_smoothing, ignore_index, reduction
     )
-    with backend.context():
+    with backend.context(), _quiet(ignore_index, sample_weight):
         losses = backend.kernels(logits.dtype).cross_entropy(logits, targets, weight, label_smoothing)
         return _reduced(losses, reduction, logits.dtype)
 
@@ -178,7 +180,7 @@ def cross_entropy_with_grad(
     backend, logits, targets, weight, label_smoothing = _checked_rows(
         logits, labels, sample_weight, label_smoothing, ignore_index, reduction
     )
-    with backend.context():
+    with backend.context(), _quiet(ignore_index, sample_weight):
         kernels = backend.kernels(logits.dtype)
         losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, label_smoothing)
         return _reduced(losses, reduction, logits.dtype), dlogits
@@ -312,7 +314,6 @@ def _checked_rows(
                 ignore_index = check_integer(ignore_index, "ignore_index", low=-(2**63))
                 counts = labels != ignore_index
                 labels = xp.where(counts, labels, xp.zeros_like(labels))
-                logits = xp.where(counts[:, None], logits, xp.zeros_like(logits))  # NaN times weight 0 is NaN
                 ones = xp.ones(n, dtype=dtype, device=backend.device)
                 sample_weight = xp.where(counts, ones if sample_weight is None else sample_weight, xp.zeros_like(ones))
             check_labels(xp, labels, n_classes)
@@ -329,6 +330,12 @@ def _checked_rows(
                     )
                 sample_weight = sample_weight / total
     return backend, logits, labels, sample_weight, label_smoothing
+
+
+def _quiet(ignore_index: int | None, sample_weight: Array | None) -> AbstractContextManager[Any]:
+    """Return the context in which rows that do not count may hold what NumPy would warn of."""
+    every_row_counts = ignore_index is None and sample_weight is None
+    return nullcontext() if every_row_counts else np.errstate(invalid="ignore")
 
 
 def _reduced(losses: Array, reduction: str, dtype: DType) -> Array:

@@ -359,6 +359,21 @@ def extremes():
             yield (*cuda.cross_entropy_with_grad(z, np.full(4, label)), None, z)
 
 
+@pytest.mark.usefixtures("on_host")
+def test_rows_of_weight_zero_do_not_count():
+    for dtype, c, layout in itertools.product(("float32", "float64"), (3, 300, 33000), ("row-major", "class-major")):
+        z = laid(np.zeros((4, c), dtype), layout)
+        z[1, 0], z[2, -1], z[3, 1] = np.inf, np.nan, 1.0
+        weight = np.array([0, 0, 0, 1], dtype=dtype)
+        losses, grad = cuda.cross_entropy_with_grad(z, np.zeros(4, dtype=np.int64), weight)
+        assert losses[:3].tolist() == [0, 0, 0]
+        assert losses[3] > 0
+        np.testing.assert_array_equal(grad[:3], 0.0)
+        assert (grad[3] != 0).all()
+        np.testing.assert_array_equal(cuda.cross_entropy(z, np.zeros(4, dtype=np.int64), weight), losses)
+        assert (cuda._run("HESSIAN", z, None, laid(np.ones((4, c), dtype), layout), weight)[:3] == 0).all()
+
+
 def within(actual, expected, dtype, quantity, scale=1.0):
     relative, absolute = TOLERANCE[quantity][dtype]
     extra = LOGIT_ROUNDING * (2.0**-7 if dtype == "bfloat16" else np.finfo(dtype).eps) * 10

@@ -160,6 +160,22 @@ def test_cross_entropy_ignores_rows_whatever_they_hold(xp):
     np.testing.assert_allclose(xp.to_numpy(grad), [expected_grad[0], [0, 0]], atol=1e-6)
 
 
+def test_rows_of_weight_zero_do_not_count_whatever_they_hold(xp):
+    for dtype in xp.float_dtypes:
+        for bad in (np.nan, -np.inf):
+            z = xp.asarray([[1.0, 2.0, 0.5], [bad, 0.0, 1.0], [0.0, 1.0, 2.0]], dtype)
+            w = xp.asarray([2.0, 0.0, 1.0], dtype)
+            for t in (xp.asarray([0, 0, 2]), xp.asarray([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.2, 0.3, 0.5]], dtype)):
+                losses, grad = sx.cross_entropy_with_grad(z, t, w, reduction="none")
+                assert float(losses[1]) == 0.0
+                assert xp.to_numpy(grad)[1].tolist() == [0.0, 0.0, 0.0]
+                assert np.isfinite(xp.to_numpy(losses)).all()
+                assert (xp.to_numpy(grad)[[0, 2]] != 0).all()
+                np.testing.assert_array_equal(
+                    xp.to_numpy(losses), xp.to_numpy(sx.cross_entropy(z, t, w, reduction="none"))
+                )
+
+
 def test_cross_entropy_gradient_is_its_central_difference(xp, rng):
     if "float64" not in xp.float_dtypes:
         pytest.skip(f"{xp} has no float64 to difference in")

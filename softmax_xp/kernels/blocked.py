@@ -92,7 +92,7 @@ def cross_entropy(
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         z = logits[rows] - logits[rows].max(axis=1, keepdims=True)
         _row_losses(z, targets[rows], _of(weight, rows), smoothing, losses[rows])
-    return losses
+    return _without_ignored(losses, weight)
 
 
 def cross_entropy_with_grad(
@@ -109,7 +109,15 @@ def cross_entropy_with_grad(
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         np.subtract(logits[rows], logits[rows].max(axis=1, keepdims=True), out=z[rows])
         _scale(z[rows], _row_pass(z[rows], targets[rows], _of(weight, rows), smoothing, losses[rows]))
-    return losses, grad
+    _without_ignored(z, weight)
+    return _without_ignored(losses, weight), grad
+
+
+def _without_ignored(x: np.ndarray, weight: np.ndarray | None) -> np.ndarray:
+    """Return `x`, with zeros in the rows of weight 0."""
+    if weight is not None:
+        x[weight == 0.0] = 0.0
+    return x
 
 
 def linear_sums(

@@ -150,7 +150,8 @@ struct Totals {
 template <typename A, int PASS, int TARGETS>
 struct Row {
     Index label;
-    bool known;  // whether the label is a class
+    bool known;   // whether the label is a class
+    bool counts;  // whether the weight is not zero: else loss and gradient are zero, whatever the logits
     A weight, smoothing, even;
 
     __device__ Row(const void* targets, const A* weights, A smoothing, Index row, int n_classes)
@@ -158,6 +159,7 @@ struct Row {
         label = TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1;
         known = TARGETS != LABELS || (label >= 0 && label < n_classes);
         weight = weights ? weights[row] : (A)1;
+        counts = !known || weight != 0;
         if (!known) weight = (A)__uint_as_float(0x7fc00000u);  // NaN: in the loss, and in each entry of the gradient
     }
 
@@ -195,6 +197,7 @@ struct Row {
     }
 
     __device__ A loss(const Totals<A>& sums, A logit_of_label) const {
+        if (!counts) return 0;
         if (TARGETS == PROBABILITIES) return weight * (sums.log_exps * sums.mass - sums.expected);
         A expected = (1 - smoothing) * (logit_of_label - sums.top);
         if (smoothing != 0) expected += even * sums.logits;
@@ -206,6 +209,7 @@ struct Row {
         if (PASS == LOG_SOFTMAX) return z - sums.log_exps;
         const A p = e * sums.inverse;
         if (PASS == SOFTMAX) return p;
+        if (!counts) return 0;
         if (PASS == HESSIAN) return weight * (p * (t - sums.along));
         if (TARGETS == PROBABILITIES) return weight * (p * sums.mass - probability(t));
         return weight * (p - ((k == label ? 1 - smoothing : (A)0) + even));

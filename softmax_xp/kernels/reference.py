@@ -6,6 +6,8 @@ For one row with logits z (one per class), target probabilities t and weight w::
     loss = w * sum_k t_k (logsumexp(z) - z_k)               cross-entropy
     dloss / dz_k = w * (p_k sum_j t_j - t_k)
 
+A row of weight 0 has the loss 0 and the gradient 0, whatever its logits: also where they are not finite.
+
 An integer label y stands for t = one_hot(y), and smoothing by s in [0, 1] replaces t by (1 - s) t + s / C
 (Szegedy et al., 2016, doi:10.1109/CVPR.2016.308). `axis` is the class axis, so that logits may be row-major
 (n, C) or class-major (C, n). Nothing is checked here: arguments arrive checked, and are never modified.
@@ -59,7 +61,7 @@ def cross_entropy(
     xp = namespace(logits=logits)
     z = _shifted(xp, logits, axis)
     losses = _row_losses(xp, z, xp.sum(xp.exp(z), axis=axis), targets, smoothing, axis)  # (n,)
-    return losses if weight is None else losses * weight
+    return losses if weight is None else _weighted(xp, losses, weight)
 
 
 def cross_entropy_with_grad(
@@ -76,9 +78,14 @@ def cross_entropy_with_grad(
     # Labels have total mass 1 by construction; given probabilities have it up to rounding, which counts here.
     grad = p - t if targets.ndim == 1 else p * xp.sum(t, axis=axis, keepdims=True) - t
     if weight is not None:
-        losses = losses * weight
-        grad = grad * xp.expand_dims(weight, axis=axis)
+        losses = _weighted(xp, losses, weight)
+        grad = _weighted(xp, grad, xp.expand_dims(weight, axis=axis))
     return losses, xp.astype(grad, logits.dtype, copy=False)
+
+
+def _weighted(xp: Namespace, x: Array, weight: Array) -> Array:
+    """Return x times weight, and zero where that is zero."""
+    return xp.where(weight == 0.0, xp.zeros_like(x), x * weight)
 
 
 def linear_sums(
