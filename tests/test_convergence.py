@@ -14,7 +14,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.preprocessing import StandardScaler
 
 import softmax_xp as sx
-from softmax_xp.kernels import blocked
+from softmax_xp.kernels import blocked, kernels_for
 
 SOLVERS = ["auto", "newton-cg"]
 LOADERS = {"iris": load_iris, "wine": load_wine, "digits": load_digits, "breast-cancer": load_breast_cancer}
@@ -63,6 +63,21 @@ def test_fits_end_within_tol_of_the_minimum_and_know_how_far_they_are(name, solv
         assert 1 / 3 <= ours.estimated_gap_ / true_gap <= 3
     else:
         assert ours.estimated_gap_ <= tol * value
+
+
+@pytest.mark.parametrize("xp", ["numpy", "torch", "cupy"], indirect=True)
+@pytest.mark.parametrize("name", LOADERS)
+def test_every_library_and_precision_finds_the_same_optimum(xp, name):
+    X, y = load(name)
+    exact = sx.SoftmaxClassifier(tol=1e-10, device="cpu").fit(X, y)
+    two = np.sort(exact.predict_proba(X), axis=1)[:, -2:]
+    clear = two[:, 1] - two[:, 0] > 1e-2
+    for dtype in ("float32", "float64"):
+        own = xp.asarray(X, dtype)
+        for precision in kernels_for(xp.namespace, own.dtype).PRECISIONS if dtype == "float32" else ("float32",):
+            model = sx.SoftmaxClassifier(tol=1e-6, precision=precision).fit(own, y)
+            assert model.objective_ == pytest.approx(exact.objective_, rel=1e-6)
+            np.testing.assert_array_equal(xp.to_numpy(model.predict(own))[clear], exact.predict(X)[clear])
 
 
 @pytest.mark.parametrize("max_iter", [1, 3, 6])
