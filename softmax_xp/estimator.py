@@ -32,6 +32,7 @@ from softmax_xp._arrays import (
     check_weights,
     describe,
     detached,
+    device_context,
     device_of,
     dtype_name,
     is_array,
@@ -487,12 +488,13 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise TypeError(
                 f"`X` must have a real dtype, got {dtype_name(X.dtype)}; convert it first, for example to float32."
             )
-        if self.dtype is not None:
-            X = xp.astype(X, getattr(xp, str(self._dtype_name())), copy=False)
-        elif not is_floating(xp, X.dtype):
-            X = xp.astype(X, accumulation_dtype(xp, device_of(X)))
-        else:
-            X = xp.astype(X, working_dtype(xp, X.dtype), copy=False)
+        with device_context(device_of(X)):
+            if self.dtype is not None:
+                X = xp.astype(X, getattr(xp, str(self._dtype_name())), copy=False)
+            elif not is_floating(xp, X.dtype):
+                X = xp.astype(X, accumulation_dtype(xp, device_of(X)))
+            else:
+                X = xp.astype(X, working_dtype(xp, X.dtype), copy=False)
         check_finite(xp, X, "X")
         return X
 

@@ -295,7 +295,7 @@ def _checked_rows(
     with backend.context():
         if sample_weight is not None:
             check_weights(xp, sample_weight, n, of="logits")
-            sample_weight = xp.astype(sample_weight, dtype, copy=False)
+            sample_weight = backend.asarray(sample_weight, dtype)
         check_length(labels, "labels", n, "logits")
         if labels.ndim == 2 and is_floating(xp, labels.dtype):
             if ignore_index is not None:
@@ -304,12 +304,12 @@ def _checked_rows(
                     "give the rows to ignore a sample_weight of 0."
                 )
             check_probabilities(xp, labels, n_classes)
-            labels = xp.astype(labels, dtype, copy=False)
+            labels = backend.asarray(labels, dtype)
         else:
             check_rank(labels, "labels", 1, "(n_samples,)")
             if not xp.isdtype(labels.dtype, "integral"):
                 check_labels(xp, labels, n_classes)  # refuses them
-            labels = xp.astype(labels, xp.int64, copy=False)
+            labels = backend.asarray(labels, xp.int64)
             if ignore_index is not None:
                 ignore_index = check_integer(ignore_index, "ignore_index", low=-(2**63))
                 counts = labels != ignore_index

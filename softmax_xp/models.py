@@ -192,7 +192,7 @@ class MLP:
         xp = backend.xp
         with backend.context():
             if weight is None:
-                weight = xp.full(X.shape[0], 1.0 / X.shape[0], dtype=X.dtype, device=backend.device)
+                weight = xp.full(X.shape[0], 1.0 / X.shape[0], dtype=working_dtype(xp, X.dtype), device=backend.device)
             logits, inputs = self.forward(params, X)
             kernels = backend.kernels(logits.dtype)
             losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, label_smoothing)

@@ -334,6 +334,7 @@ def gemm(compute, m, n, k, alpha, a, layout_a, b, layout_b, beta, out, layout_ou
 
     def factor(x, n_rows, n_columns, layout):
         shape = (n_columns, n_rows) if layout.by_columns else (n_rows, n_columns)
+        assert layout.step >= max(1, shape[0])  # as cuBLAS wants it
         x = by_columns(x, *shape, layout.step)
         x = x.T if layout.by_columns else x
         if x.dtype == np.uint16:
@@ -345,6 +346,7 @@ def gemm(compute, m, n, k, alpha, a, layout_a, b, layout_b, beta, out, layout_ou
 
     assert compute == "64F" if out.dtype == np.float64 else compute.startswith("32F")
     product = alpha * (factor(a, m, k, layout_a) @ factor(b, k, n, layout_b))
+    assert layout_out.step >= max(1, m)
     to = by_columns(out, m, n, layout_out.step)
     to[...] = product if beta == 0 else beta * to + product
 
@@ -357,6 +359,33 @@ def extremes():
         yield (*cuda.cross_entropy_with_grad(z, np.zeros(4, dtype=np.int64)), cuda.softmax(z), z)
         for label in (-1, c, 2**40):
             yield (*cuda.cross_entropy_with_grad(z, np.full(4, label)), None, z)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_weights_and_probabilities_of_another_dtype_are_converted():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(5, 4)).astype("float32")
+    for weight, targets in itertools.product(
+        (rng.uniform(size=5), rng.uniform(size=5).astype("float16")),
+        (rng.integers(0, 4, size=5).astype("int8"), rng.dirichlet(np.ones(4), size=5)),
+    ):
+        losses, grad = cuda.cross_entropy_with_grad(z, targets, weight)
+        t = targets.astype(np.float64) if targets.ndim == 2 else targets.astype(np.int64)
+        expected = reference.cross_entropy_with_grad(z.astype(np.float64), t, weight.astype(np.float64))
+        within(losses, expected[0], "float32", "rows")
+        within(grad, expected[1], "float32", "grad")
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("large", [1e30, 1e33, 3e38])
+def test_losses_of_large_logits_are_finite(large):
+    for c, layout, smoothing in itertools.product((3, 300, 33000), ("row-major", "class-major"), (0.0, 0.1)):
+        z = laid(np.full((2, c), large, dtype="float32"), layout)
+        t = laid(np.full((2, c), 1 / c, dtype="float32"), layout)
+        for targets in (np.zeros(2, dtype=np.int64), t):
+            losses, grad = cuda.cross_entropy_with_grad(z, targets, None, smoothing)
+            np.testing.assert_allclose(losses, np.log(c), rtol=1e-5)
+            assert np.isfinite(grad).all()
 
 
 @pytest.mark.usefixtures("on_host")
@@ -446,6 +475,16 @@ def test_rows_out_of_the_ordinary_keep_to_themselves():
 @pytest.mark.usefixtures("on_host")
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
 def test_products_of_any_layout(dtype):
+    check_products(dtype, lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
+def test_products_of_any_layout_on_a_gpu(xp, dtype):
+    check_products(dtype, lambda x: on_gpu(xp, x), xp.to_numpy)
+
+
+def check_products(dtype, move, back):
     rng = np.random.default_rng(0)
     for m, n, k in itertools.product((1, 2, 5), (1, 3), (1, 4)):
         for lay_a, lay_b, lay_out in itertools.product(LAYOUTS, LAYOUTS, (LAYOUTS[0], LAYOUTS[2])):
@@ -454,11 +493,12 @@ def test_products_of_any_layout(dtype):
                 a, b = bfloat16_bits(a), bfloat16_bits(b)
             else:
                 a, b = a.astype(dtype), b.astype(dtype)
-            out = lay_out(np.full((m, n), np.nan, dtype="float32" if dtype == "uint16" else dtype))
+            out = move(lay_out(np.full((m, n), np.nan, dtype="float32" if dtype == "uint16" else dtype)))
             exact = widened(a) @ widened(b)
             for times, add in ((1, False), (2, True), (1, False)):
-                cublas.matmul(lay_a(a), lay_b(b), out, add=add)
-                np.testing.assert_allclose(out, times * exact, rtol=0, atol=1e-14 if dtype == "float64" else 1e-5)
+                cublas.matmul(move(lay_a(a)), move(lay_b(b)), out, add=add)
+                atol = 1e-14 if dtype == "float64" else 1e-5
+                np.testing.assert_allclose(back(out), times * exact, rtol=0, atol=atol)
 
 
 def beside_others(x):
@@ -475,7 +515,21 @@ def every_other(x):
     return memory[::2, ::2]
 
 
-LAYOUTS = (np.ascontiguousarray, np.asfortranarray, beside_others, lambda x: beside_others(x.T).T, every_other)
+LAYOUTS = (
+    np.ascontiguousarray,
+    np.asfortranarray,
+    beside_others,
+    lambda x: beside_others(x.T).T,
+    every_other,
+    lambda x: x[::-1].copy()[::-1],
+    lambda x: x[:, ::-1].copy()[:, ::-1],
+)
+
+
+def test_rows_on_top_of_each_other_have_no_layout():
+    assert cublas.layout_of(np.broadcast_to(np.ones(4), (6, 4))) is None
+    assert cublas.layout_of(np.broadcast_to(np.ones(4), (6, 4)).T) is None
+    assert cublas.layout_of(np.ones((6, 4))[::-1]) is None
 
 
 def test_a_result_by_columns_is_refused():
@@ -485,28 +539,47 @@ def test_a_result_by_columns_is_refused():
 
 @pytest.mark.usefixtures("on_host")
 def test_rounding_to_bfloat16_is_to_the_nearest_even():
+    check_rounding(lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
+def test_rounding_to_bfloat16_is_to_the_nearest_even_on_a_gpu(xp):
+    check_rounding(xp.asarray, xp.to_numpy)
+
+
+def check_rounding(move, back):
     bits = np.random.default_rng(0).integers(0, 2**32, size=(300, 7), dtype=np.uint32)
     bits[:100] = bits[:100] & 0xFFFF0000 | 0x8000  # ties
     x = bits.view(np.float32)
     x[:, 0] = [np.inf, -np.inf, np.nan] * 100
-    actual, expected = widened(cuda._bfloat16_bits(x)), widened(bfloat16_bits(x))
-    np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_array_equal(widened(back(cuda._bfloat16_bits(move(x)))), widened(bfloat16_bits(x)))
 
 
 @pytest.mark.usefixtures("on_host")
 @pytest.mark.parametrize("precision", cuda.PRECISIONS)
 def test_precision_of_sums(precision):
+    check_precision(precision, lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+def test_precision_of_sums_on_a_gpu(xp, precision):
+    check_precision(precision, xp.asarray, xp.to_numpy)
+
+
+def check_precision(precision, move, back):
     rng = np.random.default_rng(0)
     X, coef = rng.normal(size=(400, 30)).astype("float32"), rng.normal(size=(7, 30)).astype("float32")
     labels = rng.integers(0, 7, size=400)
     loss, grad, slope = reference.linear_sums(*(x.astype("float64") for x in (coef, coef[:, 0], X)), labels)
-    sums = cuda.linear_sums(coef, coef[:, 0], X, labels, workspace=Workspace(1, precision))
-    error = np.linalg.norm(sums[1] - grad) / np.linalg.norm(grad)
+    sums = cuda.linear_sums(*map(move, (coef, coef[:, 0], X, labels)), workspace=Workspace(1, precision))
+    value, by_coef, by_intercept = (back(x) for x in sums)
+    error = np.linalg.norm(by_coef - grad) / np.linalg.norm(grad)
     low, high = {"float32": (0, 1e-6), "tf32": (5e-5, 2e-3), "bfloat16": (5e-4, 2e-2)}[precision]
     assert low < error < high
-    assert sums[1].dtype == sums[2].dtype == np.float32
-    assert abs(float(sums[0] / loss) - 1) < high
-    np.testing.assert_allclose(sums[2], slope, rtol=0, atol=high * np.abs(slope).max())
+    assert by_coef.dtype == by_intercept.dtype == np.float32
+    assert abs(float(value / loss) - 1) < high
+    np.testing.assert_allclose(by_intercept, slope, rtol=0, atol=high * np.abs(slope).max())
 
 
 # --- Fits ---

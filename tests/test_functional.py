@@ -160,6 +160,12 @@ def test_cross_entropy_ignores_rows_whatever_they_hold(xp):
     np.testing.assert_allclose(xp.to_numpy(grad), [expected_grad[0], [0, 0]], atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5), (0, 2, 5)])
+def test_softmax_of_no_rows_is_empty(xp, shape):
+    for function in (sx.softmax, sx.log_softmax):
+        xp.assert_here(function(xp.asarray(np.empty(shape), "float32")), "float32", shape)
+
+
 def test_rows_of_weight_zero_do_not_count_whatever_they_hold(xp):
     for dtype in xp.float_dtypes:
         for bad in (np.nan, -np.inf):

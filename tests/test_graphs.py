@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -76,6 +79,8 @@ OPTIMIZERS = [
     sx.SGD(0.1, momentum=0.9, nesterov=True),
     sx.Adam(lambda n: 0.1 / (n + 1)),
     sx.AdamW(sx.CosineSchedule(0.1, 30)),
+    sx.SGD(np.float64(0.1), momentum=np.float64(0.9)),
+    sx.AdamW(lambda n: 0.1 / np.sqrt(n + 1), beta1=np.float64(0.9), weight_decay=np.float64(0.1)),
 ]
 
 
@@ -113,6 +118,47 @@ def test_estimator_takes_the_same_steps(xp, rng, recordings, monkeypatch, solver
     assert len(recordings) == 2
     monkeypatch.setattr(Backend, "repeated", lambda self, function: function)
     np.testing.assert_allclose(xp.to_numpy(coef), xp.to_numpy(fitted().coef_), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("xp", ["numpy"], indirect=True)
+def test_what_is_recorded_goes_with_its_function(recordings):
+    """No circle keeps the arrays of a fit until a collection of circles."""
+
+    class Held:
+        def __call__(self, x):
+            return x + 1.0
+
+    held = Held()
+    alive, repeated = weakref.ref(held), graphs.Repeated(held)
+    gc.disable()
+    try:
+        repeated(np.ones(3))
+        recordings.clear()
+        del held, repeated
+        assert alive() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_numpy_numbers_of_an_optimizer_do_not_change_the_dtype(xp, rng, dtype):
+    if dtype not in xp.float_dtypes:
+        pytest.skip(f"{xp} has no {dtype}")
+    params = {"W": xp.asarray(rng.normal(size=(3, 2)), dtype)}
+    for optimizer in OPTIMIZERS:
+        new, _ = optimizer.step(params, params, optimizer.start(params), 3)
+        xp.assert_here(new["W"], dtype, (3, 2))
+
+
+def test_a_step_that_is_overridden_is_taken(rng, recordings_on_numpy):
+    class Still(sx.SGD):
+        def step(self, params, grads, state, n):
+            return params, state
+
+    X, y, model = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50), sx.Linear(5, 3)
+    sx.Trainer(model, Still(0.1), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    assert (model.params["W"] == 0).all()
+    assert not recordings_on_numpy
 
 
 def test_an_optimizer_of_ones_own_is_not_recorded(rng, recordings_on_numpy):

@@ -132,8 +132,10 @@ struct Sums {
         const A by = top - to, factor = exp(by);
         exps *= factor;
         along *= factor;
-        logits += n * by;
-        expected += mass.value * by;
+        if (n > 0) {  // or `by` may be infinite
+            logits += n * by;
+            expected += mass.value * by;
+        }
         top = to;
     }
 };

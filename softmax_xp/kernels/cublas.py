@@ -24,12 +24,12 @@ class Layout(NamedTuple):
 
 
 def layout_of(x: Array) -> Layout | None:
-    """Return the layout of a matrix, or None where neither its rows nor its columns lie in one piece."""
-    n_rows, n_columns = x.shape
-    if x.strides[1] == x.itemsize or n_columns == 1:
-        return Layout(False, n_columns if n_rows == 1 else x.strides[0] // x.itemsize)
-    if x.strides[0] == x.itemsize or n_rows == 1:
-        return Layout(True, n_rows if n_columns == 1 else x.strides[1] // x.itemsize)
+    """Return the layout of a matrix, or None where neither rows nor columns lie in a piece, one after another."""
+    for by_columns, (count, length) in ((False, x.shape), (True, x.shape[::-1])):
+        between, within = x.strides[::-1] if by_columns else x.strides
+        step = length if count == 1 else between // x.itemsize
+        if (within == x.itemsize or length == 1) and step >= length:
+            return Layout(by_columns, step)
     return None
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from softmax_xp._arrays import (
     Array,
+    DType,
     accumulation_dtype,
     block_bytes,
     bytes_of,
@@ -267,8 +268,8 @@ class _Blocks:
         dlogits = dlogits[:, -self.grad_coef.shape[0] :]
         self._multiply(self._factor(dlogits).T, self.X_block, self.grad_coef, add=True)
         if self.grad_intercept is not None:
-            ones = namespace(X=self.X).ones(len(dlogits), dtype=self.dtype)
-            self.grad_intercept += ones @ dlogits
+            ones = namespace(X=self.X).ones((1, len(dlogits)), dtype=self.dtype)
+            cublas.matmul(ones, dlogits, self.grad_intercept[None, :], add=True)
 
     def _multiply(self, a: Array, b: Array, out: Array, add: bool) -> None:
         cublas.matmul(a, b, out, tf32=self.precision == "tf32", add=add)
@@ -332,7 +333,7 @@ def _run(
     losses: Array | None = None,
 ) -> Array:
     """Launch a pass over logits `z`, seen as (rows, classes), and return what it writes: `out`, or a new array."""
-    xp = namespace(z=z)
+    xp, real = namespace(z=z), _real(z)
     n_rows, n_classes = z.shape
     class_major = not _steps(z, 1) and _steps(z, 0)
     if not (class_major or _steps(z, 1)):
@@ -343,8 +344,12 @@ def _run(
         targets = (xp.asarray(targets.T, copy=True, order="C").T) if class_major else xp.asarray(targets, order="C")
     kind = "NONE" if targets is None else "LABELS" if targets.ndim == 1 else "PROBABILITIES"
     if kind == "LABELS":
-        targets = _side_by_side(xp.astype(targets, xp.int64, copy=False))
-    weight, bias = _side_by_side(weight), _side_by_side(bias)
+        targets = _vector(targets, xp.int64)
+    elif targets is not None:
+        targets = xp.astype(targets, getattr(xp, real), copy=False)
+    weight, bias = _vector(weight, getattr(xp, real)), _vector(bias, getattr(xp, real))
+    if n_rows == 0:
+        return out
     matrices = [x for x in (z, out, targets) if x is not None and x.ndim == 2]
     aligned = all(cublas.address(x) % PACK_BYTES == 0 and x.strides[0] % PACK_BYTES == 0 for x in matrices)
     whole = n_classes * z.itemsize % PACK_BYTES == 0
@@ -363,9 +368,9 @@ def _run(
     def step(x: Array | None) -> np.int64:
         return np.int64(0 if x is None or x.ndim == 1 else x.strides[across] // x.itemsize)
 
-    real = getattr(np, _real(z))
     arguments = (
-        *(_pointer(z), step(z), _pointer(bias), _pointer(targets), step(targets), _pointer(weight), real(smoothing)),
+        *(_pointer(z), step(z), _pointer(bias), _pointer(targets), step(targets), _pointer(weight)),
+        getattr(np, real)(smoothing),
         *(_pointer(out), step(out), _pointer(losses), np.int64(n_rows), np.int32(n_classes)),
         np.int32(launch.kept),
     )
@@ -408,9 +413,13 @@ def _steps(x: Array, axis: int) -> bool:
     return bool(x.strides[axis] == x.itemsize or x.shape[axis] == 1)
 
 
-def _side_by_side(x: Array | None) -> Array | None:
-    """Return a vector whose entries have nothing between them."""
-    return x if x is None or _steps(x, 0) else namespace(x=x).asarray(x, copy=True)
+def _vector(x: Array | None, dtype: DType) -> Array | None:
+    """Return a vector in a dtype whose entries have nothing between them."""
+    if x is None:
+        return None
+    xp = namespace(x=x)
+    x = xp.astype(x, dtype, copy=False)
+    return x if _steps(x, 0) else xp.asarray(x, copy=True)
 
 
 def _itemsize(dtype: str) -> int:

@@ -58,7 +58,8 @@ class Repeated:
             return inputs[-1]
 
         trees = _mapped(own, arguments)
-        launch, outputs = recorded(lambda: self.function(*trees))
+        function = self.function  # without self, which keeps what is recorded: a circle would outlive the fit
+        launch, outputs = recorded(lambda: function(*trees))
         return inputs, launch, outputs
 
 
@@ -68,6 +69,7 @@ def recorded(function: Callable[[], Tree]) -> tuple[Callable[[], object], Tree]:
     pool = cupy.cuda.MemoryPool()  # what is freed while recording belongs to the graph: no one else may be given it
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()
+    cupy.get_default_memory_pool().free_all_blocks()  # which the other pool could not have
     with stream, cupy.cuda.using_allocator(pool.malloc):
         function()  # compiles what is to be compiled, and fills the pool
         stream.synchronize()

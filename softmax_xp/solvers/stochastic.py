@@ -29,7 +29,7 @@ State: TypeAlias = dict[str, Params]
 class Optimizer(Protocol):
     """The rule of one step.
 
-    Where it also has `factors` and `update`, as those of this module have, many steps on a GPU are taken as one graph.
+    Those of this module have it in two parts, so that many steps on a GPU can be taken as one graph.
     """
 
     def start(self, params: Params) -> State:
@@ -74,7 +74,7 @@ class SGD(_Rule):
 
     def __post_init__(self) -> None:
         as_schedule(self.learning_rate)
-        check_real(self.momentum, "momentum", low=0.0, high=1.0, include_high=False)
+        _set(self, momentum=check_real(self.momentum, "momentum", low=0.0, high=1.0, include_high=False))
         if self.nesterov and not self.momentum:
             raise ValueError("`nesterov` needs a positive `momentum`, got 0; try momentum=0.9.")
 
@@ -84,7 +84,7 @@ class SGD(_Rule):
 
     def factors(self, n: int) -> tuple[float, ...]:
         """Return the learning rate."""
-        return (as_schedule(self.learning_rate)(n),)
+        return (_rate(self.learning_rate, n),)
 
     def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
         """Return parameters and velocities after a step."""
@@ -115,9 +115,9 @@ class Adam(_Rule):
 
     def __post_init__(self) -> None:
         as_schedule(self.learning_rate)
-        check_real(self.beta1, "beta1", low=0.0, high=1.0, include_high=False)
-        check_real(self.beta2, "beta2", low=0.0, high=1.0, include_high=False)
-        check_real(self.eps, "eps", low=0.0, include_low=False)
+        _set(self, beta1=check_real(self.beta1, "beta1", low=0.0, high=1.0, include_high=False))
+        _set(self, beta2=check_real(self.beta2, "beta2", low=0.0, high=1.0, include_high=False))
+        _set(self, eps=check_real(self.eps, "eps", low=0.0, include_low=False))
 
     def start(self, params: Params) -> State:
         """Return zero means."""
@@ -128,7 +128,7 @@ class Adam(_Rule):
 
         Means that start at zero are too small at first; both corrections tend to 1.
         """
-        rate = as_schedule(self.learning_rate)(n)
+        rate = _rate(self.learning_rate, n)
         return rate / (1.0 - self.beta1 ** (n + 1)), (1.0 - self.beta2 ** (n + 1)) ** 0.5
 
     def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
@@ -160,11 +160,11 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real(self.weight_decay, "weight_decay", low=0.0)
+        _set(self, weight_decay=check_real(self.weight_decay, "weight_decay", low=0.0))
 
     def factors(self, n: int) -> tuple[float, ...]:
         """Return what is kept of the parameters, and what Adam takes."""
-        return 1.0 - as_schedule(self.learning_rate)(n) * self.weight_decay, *super().factors(n)
+        return 1.0 - _rate(self.learning_rate, n) * self.weight_decay, *super().factors(n)
 
     def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
         """Return parameters and means after a step."""
@@ -205,14 +205,17 @@ def run(
     repeated : callable, optional
         Takes a function to one that does the same sooner, as `Backend.repeated` does.
     """
-    factors: Callable[[int], tuple[float, ...]] = getattr(optimizer, "factors", lambda n: (n,))
-    update: Callable[..., tuple[Params, State]] = getattr(optimizer, "update", optimizer.step)
+    in_parts = getattr(type(optimizer), "step", None) is _Rule.step
+    update: Callable[..., tuple[Params, State]] = optimizer.update if in_parts else optimizer.step  # type: ignore[attr-defined]
+
+    def factors(n: int) -> tuple[float, ...]:
+        return optimizer.factors(n) if in_parts else (n,)  # type: ignore[attr-defined]
 
     def one_step(params: Params, state: State, batch: Any, factors: tuple[float, ...]) -> tuple[Array, Params, State]:
         value, grads = value_and_grad(params, batch)
         return value, *update(params, grads, state, *factors)
 
-    if hasattr(optimizer, "factors"):
+    if in_parts:
         one_step = repeated(one_step)
     state = optimizer.start(params)
     n_steps = 0
@@ -329,6 +332,17 @@ def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) ->
         return SGD(CosineSchedule(1.0 / (curvature + objective.penalty.strength), n_steps), momentum=0.9)
     length = float(xp.sum(xp.abs(rows))) / rows.shape[0] + 1.0
     return {"adam": Adam, "adamw": AdamW}[name](CosineSchedule(0.1 / length, n_steps))
+
+
+def _rate(learning_rate: float | Schedule, n: int) -> float:
+    """Return the learning rate of step `n` as a number of Python, which changes no dtype that it is multiplied with."""
+    return float(as_schedule(learning_rate)(n))
+
+
+def _set(optimizer: _Rule, **numbers: float) -> None:
+    """Store numbers of a frozen optimizer as Python's own, for the same reason."""
+    for name, number in numbers.items():
+        object.__setattr__(optimizer, name, number)
 
 
 def _zeros(params: Params) -> Params:
