@@ -129,13 +129,11 @@ struct Sums {
     Sum<A, COMPENSATED> along;     // of exp(z) u, where u is the direction
 
     __device__ void raise(A to) {
-        const A by = top - to, factor = exp(by);
+        const A by = n > 0 ? top - to : 0, factor = exp(by);  // without any, the difference may be infinite
         exps *= factor;
         along *= factor;
-        if (n > 0) {  // or `by` may be infinite
-            logits += n * by;
-            expected += mass.value * by;
-        }
+        logits += n * by;
+        expected += mass.value * by;
         top = to;
     }
 };
@@ -222,8 +220,6 @@ struct Row {
     const T *logits, Index logits_step, const A *bias, const void *targets, Index targets_step, const A *weights, \
         A smoothing, T *out, Index out_step, A *losses, Index n_rows, int n_classes, int kept
 
-constexpr int DEPTH = 2;  // packs that a thread waits for at once where it holds none of them
-
 // Rows of classes side by side: `step` numbers from one row to the next. GROUP threads share a row. Each holds HELD packs
 // of VEC classes in registers; with MORE, the next `kept` packs in shared memory; what lies beyond is read twice, and
 // backwards the second time, when what was read last is still in the cache. VEC > 1 needs packs that are aligned, and
@@ -231,6 +227,7 @@ constexpr int DEPTH = 2;  // packs that a thread waits for at once where it hold
 template <typename T, typename A, int PASS, int TARGETS, int VEC, int GROUP, int HELD, bool MORE>
 __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / GROUP : 1) row_major(ARGUMENTS) {
     constexpr int STEP = GROUP * VEC;  // from one pack of a thread to its next
+    constexpr int DEPTH = sizeof(A) == 4 && VEC <= 4 ? 2 : 1;  // packs waited for at once; more would not be held
     const int lane = threadIdx.x % GROUP, beyond = HELD * STEP + lane * VEC;
     const int n_beyond = MORE && beyond < n_classes ? (n_classes - 1 - beyond) / STEP + 1 : 0;
     const int n_kept = !MORE ? 0 : n_beyond < kept ? n_beyond : kept;
