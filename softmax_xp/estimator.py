@@ -61,7 +61,7 @@ REMEDIES = {
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
 PRECISIONS = ("float32", "tf32", "bfloat16")
-# Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on seven data sets,
+# Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
 Observer = Callable[[Iterate], object]

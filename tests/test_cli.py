@@ -117,7 +117,7 @@ def line(out: str, name: str) -> str:
     return found.removeprefix(name).strip()
 
 
-# --- A whole session, process by process ---
+# --- From training to prediction, process by process ---
 
 
 def test_digits_train_evaluate_predict_agree(tmp_path):
