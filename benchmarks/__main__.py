@@ -11,15 +11,9 @@ import typer
 from benchmarks.data import FASHION, Name
 from benchmarks.evaluation import Shape
 from benchmarks.measure import device_named
+from softmax_xp.cli import DType
 
 RESULTS = Path(__file__).with_name("results")
-
-
-class Precision(StrEnum):
-    """What --dtype takes."""
-
-    FLOAT32 = "float32"
-    FLOAT64 = "float64"
 
 
 class Where(StrEnum):
@@ -37,7 +31,7 @@ class Logits(StrEnum):
 
 
 class Products(StrEnum):
-    """What --precision takes."""
+    """What --precision takes: that of products which CuPy can be asked for as well."""
 
     FLOAT32 = "float32"
     TF32 = "tf32"
@@ -46,7 +40,7 @@ class Products(StrEnum):
 Quick: TypeAlias = Annotated[
     bool, typer.Option("--quick", help="Small sizes: within half a minute, to see that it works.")
 ]
-Dtype: TypeAlias = Annotated[Precision, typer.Option(help="Of X.")]
+Dtype: TypeAlias = Annotated[DType, typer.Option(help="Of X.")]
 Growth: TypeAlias = Annotated[bool, typer.Option(help="Also measure how the time grows with N, D and C.")]
 Fashion: TypeAlias = Annotated[Path, typer.Option("--fashion-dir", help="Where Fashion-MNIST's four IDX files are.")]
 Device: TypeAlias = Annotated[Where, typer.Option(help="Where to compute.")]
@@ -87,7 +81,7 @@ def evaluate(
             parser=Shape.parse, metavar="N,D,C", help="Rows, features, classes; repeatable.", show_default=False
         ),
     ] = None,
-    dtype: Dtype = Precision.FLOAT32,
+    dtype: Dtype = DType.FLOAT32,
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every competitor has its turn.")] = 7,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads of softmax_xp; all cores by default.", show_default=False)
@@ -125,7 +119,7 @@ def fit(
     data: Annotated[
         list[Name] | None, typer.Option(help="Data set; repeatable. All by default.", show_default=False)
     ] = None,
-    dtype: Dtype = Precision.FLOAT32,
+    dtype: Dtype = DType.FLOAT32,
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one fit of a competitor may take.")] = 300.0,
     growth: Growth = True,
     device: Device = Where.CPU,
@@ -181,7 +175,7 @@ def memory(
 @app.command()
 def sweep(
     data: Annotated[Name, typer.Option(help="fashion-mnist or digits.")] = Name.FASHION,
-    dtype: Dtype = Precision.FLOAT32,
+    dtype: Dtype = DType.FLOAT32,
     rows: Annotated[int, typer.Option(min=100, help="Rows to train on.")] = 20000,
     quick: Quick = False,
     fashion_dir: Fashion = FASHION,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
-from softmax_xp import __version__
+from softmax_xp import __version__, inputs
 
 # NumPy, scikit-learn and rich are imported where they are used, so that --help answers at once.
 if TYPE_CHECKING:
@@ -171,12 +171,12 @@ def train(
     _check_writable(output)
     figure = None if plot is None else _figure(plot)
 
-    table = _training_table(data, target)
+    table = inputs.training_table(data, target)
     if test is None:
-        X, y, X_test, y_test = _split(table, holdout, seed)
+        X, y, X_test, y_test = inputs.split(table, holdout, seed)
     else:
         X, y = table.X, np.asarray(table.y)
-        X_test, y_test = _test_rows(test, target, table)
+        X_test, y_test = inputs.test_rows(test, target, table)
     scaler = StandardScaler().fit(X) if standardize else None
     model = SoftmaxClassifier(
         C=C,
@@ -263,7 +263,7 @@ def predict(
     """
     if output is not None:
         _check_writable(output)
-    classifier, table = _model_and_table(model, data, device, target=target, need_target=False)
+    classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
     with open(output, "w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -287,7 +287,7 @@ def evaluate(
 
     softmax-xp evaluate model.safetensors t10k-images-idx3-ubyte --json
     """
-    classifier, table = _model_and_table(model, data, device, target=target)
+    classifier, table = inputs.model_and_table(model, data, device, target=target)
     report: dict[str, Any] = {"device": classifier.device_, "n_samples": len(table.X)} | _scores(classifier, table)
     if as_json:
         typer.echo(json.dumps(report))
@@ -350,112 +350,6 @@ def _show_devices(found: list[DeviceInfo]) -> None:
         for device in found
     ]
     _print_table("", ["device", "description", "memory", "usable", "reason"], rows)
-
-
-# --- Data in ---
-
-
-def _read(path: Path, **options: Any) -> Table:
-    """Return the table in a file, all of its features finite."""
-    import array_api_compat.numpy as xp
-
-    from softmax_xp._arrays import check_finite
-    from softmax_xp.readers import read_table
-
-    table = read_table(path, **options)
-    try:
-        check_finite(xp, table.X, "X")
-    except ValueError as error:
-        raise ValueError(f"{table.source}: {error}") from None
-    return table
-
-
-def _training_table(data: Path | None, target: str | None) -> Table:
-    from softmax_xp.readers import Table
-
-    if data is not None:
-        return _read(data, target=target)
-    if target is not None:
-        raise ValueError("--target goes with a file of data, got none; name the file before it")
-    from sklearn.datasets import load_digits
-
-    X, y = load_digits(return_X_y=True)
-    return Table(X / 16.0, y, None, "scikit-learn's digits")
-
-
-def _split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
-    """Return X, y for training and X, y held out, drawn class by class where every class has rows for both.
-
-    The only row of a class is never held out.
-    """
-    import numpy as np
-    from sklearn.model_selection import train_test_split
-
-    X: Any = table.X
-    y: Any = table.y
-    if holdout == 0.0:
-        return X, y, X[:0], y[:0]
-    classes, inverse, counts = np.unique(y, return_inverse=True, return_counts=True)
-    lone = np.flatnonzero(counts[inverse] == 1)
-    rows = np.flatnonzero(counts[inverse] > 1)
-    n_test = math.ceil(holdout * len(rows))
-    if n_test in (0, len(rows)):
-        raise ValueError(
-            f"{table.source}: --holdout must leave rows to train and to test on, got {holdout} of {len(rows)} rows; "
-            f"lower it, or use --holdout 0"
-        )
-    by_class = int(np.sum(counts > 1)) <= min(n_test, len(rows) - n_test)
-    kept, held = train_test_split(rows, test_size=n_test, stratify=y[rows] if by_class else None, random_state=seed)
-    kept = np.concatenate([kept, lone])
-    unlearned = np.setdiff1d(classes, y[kept]).tolist()
-    if unlearned:
-        raise ValueError(
-            f"{table.source}: --holdout must leave rows of each class to train on, got none of {_listed(unlearned)}; "
-            f"lower it, use --holdout 0, or give a file to --test"
-        )
-    return X[kept], y[kept], X[held], y[held]
-
-
-def _test_rows(test: Path, target: str | None, trained: Table) -> tuple[Any, Any]:
-    import numpy as np
-
-    if target is not None and trained.feature_names is None and os.path.isfile(target):
-        target = None  # the file with the labels of the other file; this one's is found by its name
-    table = _read(test, target=target, features=trained.feature_names)
-    classes: Any = np.unique(np.asarray(trained.y))
-    return table.X, classes[_class_indices(table, classes)]
-
-
-def _model_and_table(
-    model: Path, data: Path, device: str, target: str | None = None, need_target: bool = True
-) -> tuple[SoftmaxClassifier, Table]:
-    from softmax_xp import SoftmaxClassifier
-
-    classifier = SoftmaxClassifier.load(model, device=device)
-    names = getattr(classifier, "feature_names_in_", None)
-    table = _read(data, target=target, features=names, need_target=need_target)
-    if table.X.shape[1] != classifier.n_features_in_:
-        raise ValueError(
-            f"{table.source}: the model takes {classifier.n_features_in_} features, got {table.X.shape[1]}; "
-            f"name the column with the labels by --target, or give data like that of train"
-        )
-    return classifier, table
-
-
-def _class_indices(table: Table, classes: np.ndarray) -> np.ndarray:
-    """Return the index of each row's label in `classes`; the text "1" and the number 1 are the same label."""
-    import numpy as np
-
-    known = {key: index for index, label in enumerate(classes.tolist()) for key in (label, str(label))}
-    labels, inverse = np.unique(np.asarray(table.y), return_inverse=True)
-    indices = [known.get(label, known.get(str(label))) for label in labels.tolist()]
-    unseen = [label for label, index in zip(labels.tolist(), indices, strict=True) if index is None]
-    if unseen:
-        raise ValueError(
-            f"{table.source}: labels must be among those trained on, {_listed(classes.tolist())}, "
-            f"got {_listed(unseen)}; leave out such rows, or train with them"
-        )
-    return np.asarray(indices)[inverse]
 
 
 # --- Fit and scores ---
@@ -526,7 +420,7 @@ def _scores(classifier: SoftmaxClassifier, table: Table) -> dict[str, Any]:
     from softmax_xp._arrays import row_blocks
 
     classes = classifier.classes_
-    true = _class_indices(table, classes)  # (n,)
+    true = inputs.class_indices(table, classes)  # (n,)
     predicted = np.searchsorted(classes, classifier.predict(table.X))  # (n,)
     loss = 0.0
     for rows in row_blocks(len(true), len(classes) * 8):
@@ -614,11 +508,6 @@ def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[o
     for row in rows:
         table.add_row(*(Text(str(cell)) for cell in row))
     console.print(table)
-
-
-def _listed(labels: Sequence[object]) -> str:
-    shown = ", ".join(repr(label) for label in labels[:8])
-    return shown if len(labels) <= 8 else f"{shown}, ... ({len(labels)} in all)"
 
 
 def _first_line(message: object) -> str:

@@ -44,7 +44,7 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
-from softmax_xp.kernels import kernels_for
+from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
@@ -60,7 +60,6 @@ REMEDIES = {
 }
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
-PRECISIONS = ("float32", "tf32", "bfloat16")
 # Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}

@@ -18,12 +18,16 @@ PROVIDERS = {
     ("cupy", "bfloat16"): "cuda",
 }
 
+# Of matrix products of float32: as they are, with factors of ten bits behind the point, or of seven; summed in float32
+# always. The first is the only one for data in other dtypes, and means that of the data.
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
 
 class Kernels(Protocol):
     """What a provider offers; `reference` defines each function."""
 
     PRECISIONS: tuple[str, ...]
-    """The precisions of matrix products that a workspace may ask for; the first is that of the data."""
+    """Those of this module's that a workspace may ask for."""
 
     def softmax(self, logits: Array, axis: int = -1) -> Array:
         """Return the softmax of `logits` along `axis`."""

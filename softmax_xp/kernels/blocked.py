@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 from softmax_xp._arrays import row_blocks
 from softmax_xp.kernels.workspace import Workspace, blas_architectures
 
-PRECISIONS = ("float32",)  # of products: that of the data
+PRECISIONS = ("float32",)
 
 # A block of X and its logits should pass from the first product to the second inside the cache: 4 MiB is a core's
 # share of a current third-level cache. Smaller blocks lose to the calls around them: at (D, C) = (64, 10) blocks of

@@ -34,7 +34,7 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.kernels.workspace import Workspace
 
-PRECISIONS = ("float32",)  # of products: that of the data
+PRECISIONS = ("float32",)
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:

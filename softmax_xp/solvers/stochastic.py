@@ -7,6 +7,7 @@ on its device; a step brings nothing to the host.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -39,16 +40,16 @@ class Optimizer(Protocol):
         """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
 
 
-class _Rule:
+class _Rule(ABC):
     """A rule in two parts: the numbers that change from step to step, and what is done with them."""
 
+    @abstractmethod
     def factors(self, n: int) -> tuple[float, ...]:
         """Return the numbers of step `n`, counted from 0."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
         """Return the parameters and the state after a step; the factors may be 0-d arrays."""
-        raise NotImplementedError
 
     def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
         """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""

@@ -1,0 +1,127 @@
+"""What the command is given: rows of a file, checked, divided, and matched with those a model was trained on."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+# NumPy and scikit-learn are imported where they are used, so that --help answers at once.
+if TYPE_CHECKING:
+    import numpy as np
+
+    from softmax_xp import SoftmaxClassifier
+    from softmax_xp.readers import Table
+
+
+def _read(path: Path, **options: Any) -> Table:
+    """Return the table in a file, all of its features finite."""
+    import array_api_compat.numpy as xp
+
+    from softmax_xp._arrays import check_finite
+    from softmax_xp.readers import read_table
+
+    table = read_table(path, **options)
+    try:
+        check_finite(xp, table.X, "X")
+    except ValueError as error:
+        raise ValueError(f"{table.source}: {error}") from None
+    return table
+
+
+def training_table(data: Path | None, target: str | None) -> Table:
+    """Return the table in a file, or scikit-learn's digits."""
+    from softmax_xp.readers import Table
+
+    if data is not None:
+        return _read(data, target=target)
+    if target is not None:
+        raise ValueError("--target goes with a file of data, got none; name the file before it")
+    from sklearn.datasets import load_digits
+
+    X, y = load_digits(return_X_y=True)
+    return Table(X / 16.0, y, None, "scikit-learn's digits")
+
+
+def split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Return X, y for training and X, y held out, drawn class by class where every class has rows for both.
+
+    The only row of a class is never held out.
+    """
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    X: Any = table.X
+    y: Any = table.y
+    if holdout == 0.0:
+        return X, y, X[:0], y[:0]
+    classes, inverse, counts = np.unique(y, return_inverse=True, return_counts=True)
+    lone = np.flatnonzero(counts[inverse] == 1)
+    rows = np.flatnonzero(counts[inverse] > 1)
+    n_test = math.ceil(holdout * len(rows))
+    if n_test in (0, len(rows)):
+        raise ValueError(
+            f"{table.source}: --holdout must leave rows to train and to test on, got {holdout} of {len(rows)} rows; "
+            f"lower it, or use --holdout 0"
+        )
+    by_class = int(np.sum(counts > 1)) <= min(n_test, len(rows) - n_test)
+    kept, held = train_test_split(rows, test_size=n_test, stratify=y[rows] if by_class else None, random_state=seed)
+    kept = np.concatenate([kept, lone])
+    unlearned = np.setdiff1d(classes, y[kept]).tolist()
+    if unlearned:
+        raise ValueError(
+            f"{table.source}: --holdout must leave rows of each class to train on, got none of {_listed(unlearned)}; "
+            f"lower it, use --holdout 0, or give a file to --test"
+        )
+    return X[kept], y[kept], X[held], y[held]
+
+
+def test_rows(test: Path, target: str | None, trained: Table) -> tuple[Any, Any]:
+    """Return X, y of a file, with the features and the labels of the table that was trained on."""
+    import numpy as np
+
+    if target is not None and trained.feature_names is None and os.path.isfile(target):
+        target = None  # the file with the labels of the other file; this one's is found by its name
+    table = _read(test, target=target, features=trained.feature_names)
+    classes: Any = np.unique(np.asarray(trained.y))
+    return table.X, classes[class_indices(table, classes)]
+
+
+def model_and_table(
+    model: Path, data: Path, device: str, target: str | None = None, need_target: bool = True
+) -> tuple[SoftmaxClassifier, Table]:
+    """Return the model in a file, and the table in another one with the features that the model takes."""
+    from softmax_xp import SoftmaxClassifier
+
+    classifier = SoftmaxClassifier.load(model, device=device)
+    names = getattr(classifier, "feature_names_in_", None)
+    table = _read(data, target=target, features=names, need_target=need_target)
+    if table.X.shape[1] != classifier.n_features_in_:
+        raise ValueError(
+            f"{table.source}: the model takes {classifier.n_features_in_} features, got {table.X.shape[1]}; "
+            f"name the column with the labels by --target, or give data like that of train"
+        )
+    return classifier, table
+
+
+def class_indices(table: Table, classes: np.ndarray) -> np.ndarray:
+    """Return the index of each row's label in `classes`; the text "1" and the number 1 are the same label."""
+    import numpy as np
+
+    known = {key: index for index, label in enumerate(classes.tolist()) for key in (label, str(label))}
+    labels, inverse = np.unique(np.asarray(table.y), return_inverse=True)
+    indices = [known.get(label, known.get(str(label))) for label in labels.tolist()]
+    unseen = [label for label, index in zip(labels.tolist(), indices, strict=True) if index is None]
+    if unseen:
+        raise ValueError(
+            f"{table.source}: labels must be among those trained on, {_listed(classes.tolist())}, "
+            f"got {_listed(unseen)}; leave out such rows, or train with them"
+        )
+    return np.asarray(indices)[inverse]
+
+
+def _listed(labels: Sequence[object]) -> str:
+    shown = ", ".join(repr(label) for label in labels[:8])
+    return shown if len(labels) <= 8 else f"{shown}, ... ({len(labels)} in all)"
