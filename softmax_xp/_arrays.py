@@ -186,15 +186,19 @@ def _where_it_lies(check: F) -> F:
 
 
 @_where_it_lies
-def check_finite(xp: Namespace, x: Array, name: str) -> None:
-    """Raise ValueError where `x` (2-D) holds a NaN or an infinity, naming the first one's place."""
+def all_finite(xp: Namespace, x: Array) -> bool:
+    """Return whether `x` holds neither a NaN nor an infinity."""
     # A finite sum proves every term finite, in one pass that allocates nothing. Where it overflows, look closer.
     with np.errstate(over="ignore", invalid="ignore"):
-        if math.isfinite(float(xp.sum(x))):
-            return
-    bad = xp.logical_not(xp.isfinite(x))
-    if not bool(xp.any(bad)):
+        return math.isfinite(float(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))
+
+
+@_where_it_lies
+def check_finite(xp: Namespace, x: Array, name: str) -> None:
+    """Raise ValueError where `x` (2-D) holds a NaN or an infinity, naming the first one's place."""
+    if all_finite(xp, x):
         return
+    bad = xp.logical_not(xp.isfinite(x))
     row = int(xp.argmax(xp.astype(xp.any(bad, axis=1), xp.int32)))
     column = int(xp.argmax(xp.astype(bad[row, :], xp.int32)))
     value = float(x[row, column])

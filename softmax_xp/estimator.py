@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from os import PathLike
 from typing import Any, Self
 
@@ -21,6 +22,7 @@ from softmax_xp._arrays import (
     Array,
     Namespace,
     accumulation_dtype,
+    all_finite,
     block_bytes,
     bytes_of,
     check_finite,
@@ -60,6 +62,7 @@ REMEDIES = {
 }
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
+SEPARATED = "every row is classified right, so that without a penalty there is no minimum"
 # Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
@@ -80,8 +83,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     tol : float, positive, default 1e-4
         Converged when the objective is at most `tol` times its value above its minimum, by an estimate that may be ten
         times too small. The estimate is g' H^-1 g / 2, half the squared Newton decrement, found by conjugate gradients
-        on the Hessian H: it means the same for any N, C and units of X. For the stochastic solvers, when the Euclidean
-        norm of the gradient of the mean objective is at most `tol`.
+        on the Hessian H: it means the same for any N, C and units of X, where conjugate gradients come to an end in
+        100 products. For the stochastic solvers, when the Euclidean norm of the gradient of the mean objective is at
+        most `tol`.
     fit_intercept : bool, default True
     class_weight : dict, "balanced" or None, default None
         Weight of each class, multiplied into `sample_weight`; "balanced" makes all classes weigh the same.
@@ -96,7 +100,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         1 prints objective, gradient norm and estimated gap to the optimum every 10 steps (or epochs), 2 at every one.
     solver : {"auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw"} or an optimizer, default "auto"
         "auto" is "lbfgs" with the curvature of the objective known in advance, as far as that pays; "newton-cg" is
-        Newton's method with conjugate gradients, preconditioned in the same way. All three find the optimum to `tol`.
+        Newton's method with conjugate gradients, preconditioned in the same way. All three find the optimum to `tol`,
+        "lbfgs" where features are of about one size and near zero: on others it may take itself to be there too early.
         The others step along mini-batches of 256 rows with a learning rate that falls to zero in
         `max_iter` epochs; pass SGD(...), Adam(...) or AdamW(...) to choose it.
     device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
@@ -109,7 +114,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Threads of a fit on a CPU; None means the cores that this process may use. Results do not depend on it.
     max_memory : int or None, default None
         Bytes that the solver may take for what it knows of the curvature, beside the data: None means as many as X
-        takes, but 256 MiB at least. With less it takes more steps.
+        takes, but 256 MiB at least. With less it takes more steps. Three pairs of vectors of the size of `coef_` are
+        kept whatever it is.
     precision : {"float32", "tf32", "bfloat16"}, default "float32"
         Of the matrix products of a fit. "float32" makes them in the dtype of X, whichever that is. The others, for
         float32 data on a CUDA device, round the factors to ten or seven bits behind the point, as tensor cores take
@@ -217,19 +223,23 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes, labels = _encoded(y)
         check_length(labels, "y", X.shape[0], "X")
         weight = self._weights(sample_weight, classes, labels)
-        strength = 0.0 if math.inf == self.C else 1.0 / (self.C * float(weight.sum()))
+        strength = 0.0 if math.inf == self.C else 1.0 / (float(self.C) * float(weight.sum()))
         if not math.isfinite(strength):
             raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
+            if not weight.all():  # rows of weight 0 do not count, whatever they hold
+                rows = np.flatnonzero(weight)
+                X_device = backend.xp.take(X_device, backend.asarray(rows), axis=0)
+                labels, weight = labels[rows], weight[rows]
             objective = LinearObjective(
                 backend,
                 X_device,
                 backend.asarray(labels),
                 len(classes),
                 L2(strength),
-                None if (weight == 1.0).all() else backend.asarray(weight, dtype_name(X_device.dtype)),
+                None if (weight == 1.0).all() else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
             )
@@ -256,7 +266,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not solution.converged:
             warnings.warn(
                 f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
-                f"{_distance(solution)}. Raise max_iter or tol={self.tol:g}, or fit in float64.",
+                f"{_distance(solution)}.{self._remedy(solution, dtype_name(X_device.dtype))}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -557,6 +567,13 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 rough=rough,
                 observe=observe,
             )
+        if objective.penalty.strength > 0.0:
+            return self._descend(objective, start, rough, observe)
+        return _unless_separated(objective, observe, lambda watch: self._descend(objective, start, rough, watch))
+
+    def _descend(
+        self, objective: LinearObjective, start: Array, rough: LinearObjective | None, observe: Observer | None
+    ) -> Solution:
         common: dict[str, Any] = {
             "tol": self.tol,
             "max_iter": self.max_iter,
@@ -572,12 +589,27 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
         if self.solver == "auto":
             common |= {"precondition": curvature.first(start), "due": curvature.due}
+            common["correlations"] = curvature.knows_correlations
         pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
         memory = max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes))
         solution = lbfgs.minimize(objective.value_and_grad, start, memory=memory, **common)
         if self.warm_start:
             self._class_blocks = curvature.blocks
         return solution
+
+    def _remedy(self, solution: Solution, dtype: str) -> str:
+        """Return what helps a fit that has not converged, as a sentence after a space; nothing where it was ended."""
+        if solution.message == SEPARATED:
+            return " Choose a finite C."
+        if not math.isfinite(solution.objective):
+            return " Scale the features to about 1."
+        if solution.message.startswith(("ended", "interrupted")):
+            return ""
+        if math.isnan(solution.estimated_gap):
+            return f" Raise max_iter or tol={self.tol:g}; solver='auto' finds the optimum."
+        if solution.message.startswith("max_iter"):
+            return f" Raise max_iter or tol={self.tol:g}, or standardise the features."
+        return f" Raise tol={self.tol:g}{', or fit in float64' if dtype == 'float32' else ''}."
 
     def _max_memory(self, X: Array) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
@@ -596,7 +628,13 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             dtype = dtype_name(X.dtype)
             coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
             for rows in row_blocks(X.shape[0], len(self.classes_) * 8, block_bytes(backend.device)):
-                logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
+                with np.errstate(over="ignore", invalid="ignore"):
+                    logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
+                if not all_finite(backend.xp, logits):
+                    raise ValueError(
+                        f"`X` must have logits that {dtype} can hold, got an overflow in rows {rows.start} to "
+                        f"{rows.stop - 1}; scale such rows, or pass float64."
+                    )
                 part = home.asarray(function(backend.xp, logits))
                 if out is None:
                     shape = (X.shape[0], *part.shape[1:])
@@ -622,13 +660,33 @@ def _encoded(y: Any) -> tuple[np.ndarray, np.ndarray]:
     return classes, labels.astype(np.int64, copy=False)
 
 
+def _unless_separated(
+    objective: LinearObjective, observe: Observer | None, solve: Callable[[Observer], Solution]
+) -> Solution:
+    """Return what `solve` makes of an observer, or, without a penalty, where it finds that there is no minimum.
+
+    That is so once the loss of no row is as large as log 2: each then has its own class for the most probable one, and
+    the loss falls towards 0 as the coefficients grow, without an end.
+    """
+    xp, weight = objective.backend.xp, objective.sample_weight
+    least = 1.0 if weight is None else float(xp.min(weight))
+
+    def separated(value: float) -> bool:
+        return value * objective.total_weight < math.log(2.0) * least
+
+    solution = solve(lambda seen: (observe is not None and observe(seen)) or separated(seen.objective))
+    if solution.converged or not separated(solution.objective):
+        return solution
+    return replace(solution, estimated_gap=solution.objective, message=SEPARATED)
+
+
 def _distance(solution: Solution) -> str:
     """Return in words how far from the optimum a solve has ended."""
     norm = f"the gradient's norm {solution.gradient_norm:.1e}"
-    if math.isnan(solution.estimated_gap):
+    if math.isnan(solution.estimated_gap) or solution.message == SEPARATED:
         return norm
-    gap = solution.estimated_gap
-    share = f" ({gap / abs(solution.objective):.1%} of it)" if solution.objective else ""
+    gap, value = solution.estimated_gap, abs(solution.objective)
+    share = f" ({100 * gap / value:.2g}% of it)" if math.isfinite(gap) and value else ""
     return f"an estimated {gap:.1e}{share} above its minimum, and {norm}"
 
 

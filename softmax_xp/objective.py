@@ -117,6 +117,7 @@ class LinearObjective:
         if self._feature_scale is None:
             xp = self.backend.xp
             sample = self.X[:: -(-self.X.shape[0] // 1024), :]
+            sample = xp.astype(sample, accumulation_dtype(xp, self.backend.device), copy=False)
             self._feature_scale = xp.sqrt(xp.mean(sample * sample, axis=0))
         return self._feature_scale
 

@@ -13,8 +13,8 @@ where p_i are the probabilities of row i. Three estimates of it can be inverted,
 - `class_blocks`: in the basis of the eigenvectors q_k of mean_i S_i, the blocks mean_i (q_k' S_i q_k) a_i a_i' on the
   diagonal. In that basis the weights of every other block sum to zero, so that little is lost without them.
 
-All are made from a sample of the rows and inverted in float64, scaled to a unit diagonal first, so that the units
-of the features do not matter.
+All are made from a sample of the rows, but for their diagonal: a feature that few rows have may be zero in all of a
+sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not matter.
 """
 
 from __future__ import annotations
@@ -44,9 +44,11 @@ Preconditioner: TypeAlias = Callable[[Array], Array]
 
 MIN_ROWS = 2048  # sampled rows: at least this many, and so many for each feature
 ROWS_PER_FEATURE = 8
+RARE = 0.1  # of a sum of squares over all rows: where a sample has less, it has missed the feature
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other;
 #                more for float32, whose gradients are not quite zero where there is no curvature
 SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
+SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 
@@ -61,7 +63,9 @@ EIGEN = 30.0  # of eigenvectors, and all that is made of them
 # measured.
 HOST = 100.0  # times as long
 LAUNCHES = 1e10  # multiplications that could be done in that time
-CHEAP = 10.0  # evaluations that the first estimate may cost before anything is known of the problem
+# Evaluations that the first estimate may cost, before anything is known of the problem: without it the last check of
+# the gap takes 50 products, and raw features take hundreds of steps.
+CHEAP = 200.0
 WARM = 50.0  # the same for a start that is near the optimum
 NEWTON = 50.0  # and for one step of Newton's method, which takes up to a hundred products
 FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its diagonal does as well; a sample has 0.125
@@ -123,6 +127,8 @@ class Curvature:
         self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
         self._ridge = max(RIDGE, 8.0 * float(objective.backend.xp.finfo(objective.X.dtype).eps))
         self._even: np.ndarray | None = None
+        self._bound: Preconditioner | None = None
+        self._squares_of_all: np.ndarray | None = None
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
@@ -143,11 +149,15 @@ class Curvature:
                 return self.class_blocks(params)
         if self.cost(1) > CHEAP:
             return None
-        gram = self._bounding_gram()
-        if gram.ndim == 2 and self._uncorrelated(gram):
+        if not self._few_rows() and self._holds_matrix() and self._uncorrelated(self._bounding_gram()):
             self._wait = float(PATIENCE)
-            gram = np.diag(gram)
-        return self._inverted(gram)
+            return self._inverted(np.diag(self._bounding_gram()))
+        return self.bound()
+
+    @property
+    def knows_correlations(self) -> bool:
+        """Whether the preconditioners know those of the features, and how they change where few rows still count."""
+        return self._holds_matrix() and not self._few_rows()
 
     def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
         """Return what makes a better preconditioner at given parameters where that pays, else None.
@@ -189,19 +199,30 @@ class Curvature:
         Infinite where the matrices would not fit, and nothing where the problem is small.
         """
         n_coef, n_features = self.objective.coef_shape
-        if n_matrices > 1 and 8 * n_matrices * max(self.n_columns**2, n_matrices) > self.max_bytes:
+        drawn = 12 * self.n_sampled  # a class's rows and their weights
+        if n_matrices > 1 and (
+            n_matrices * (8 * self.n_columns**2 + drawn) > self.max_bytes or not self._holds_classes()
+        ):
             return math.inf
         n_columns = self.n_columns if self._holds_matrix() else 1
         slower, least = (HOST, LAUNCHES) if is_gpu(self.objective.backend.device) else (1.0, 0.0)
         work = n_matrices * (GRAM * self.n_sampled * n_columns**2 / 2 + slower * factor * n_columns**3)
+        if n_matrices == 1 and factor == INVERSE and self._few_rows():
+            n_rows = self.objective.X.shape[0]
+            work = GRAM * n_rows**2 * self.n_columns / 2 + slower * factor * n_rows**3
         if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
             work += slower * EIGEN * n_coef**3
         evaluation = max(least, 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM))
         return 0.0 if work < FREE else float(work / evaluation)
 
     def bound(self) -> Preconditioner:
-        """Return the inverse of the bound: one matrix for all classes."""
-        return self._inverted(self._bounding_gram())
+        """Return the inverse of the bound: one matrix for all classes. It does not change during a solve."""
+        if self._bound is None:
+            if self._few_rows():
+                self._bound = self._product(None, self._inverted_by_rows())
+            else:
+                self._bound = self._inverted(self._bounding_gram())
+        return self._bound
 
     def _inverted(self, gram: np.ndarray) -> Preconditioner:
         """Return the inverse of `gram`, given whole or as a diagonal, with the penalty: the same for all classes."""
@@ -209,8 +230,44 @@ class Curvature:
             return self._product(None, self._divided(np.ones(1), gram))
         return self._product(None, self._multiplied(self._inverse(gram)[None]))
 
+    def _inverted_by_rows(self) -> Callable[[Array], Array]:
+        """Return the product with the inverse of the bound, from the inner products of the rows: Woodbury's identity.
+
+        With B'B the bound of centred features, d the penalty and a ridge, and b = B d^-1/2, the inverse for them is
+        d^-1/2 (I - U'U) d^-1/2, where U = L^-1 b and L L' = I + b b'. The intercept of centred features has a curvature
+        of its own.
+        """
+        xp, n_features = self.objective.backend.xp, self.objective.coef_shape[1]
+        A, weight = self._sampled_rows()  # all of them
+        weight = self._bounding_factor * weight
+        B = to_numpy(A).astype(np.float64)
+        centre = weight @ B / weight.sum() if self.objective.fit_intercept else np.zeros(n_features)
+        B = (B - centre) * np.sqrt(weight)[:, None]
+        strength = self.objective.penalty.strength
+        diagonal = np.einsum("ij,ij->j", B, B) + strength
+        per_root = 1.0 / np.sqrt(strength + self._ridge * np.where(diagonal > 0.0, diagonal, 1.0))
+        B *= per_root
+        U = self._wide(solve_triangular(np.linalg.cholesky(np.eye(len(B)) + B @ B.T), B, lower=True))
+        centre, per_root, per_weight = self._wide(centre), self._wide(per_root), 1.0 / float(weight.sum())
+
+        def product(rows: Array) -> Array:
+            coef, intercept = rows[:, :, :n_features], rows[:, :, n_features:]
+            if self.objective.fit_intercept:
+                coef = coef - intercept * centre
+            coef = coef * per_root
+            coef = (coef - (coef @ U.T) @ U) * per_root
+            if self.objective.fit_intercept:
+                intercept = intercept * per_weight - xp.sum(coef * centre, axis=2, keepdims=True)
+            return xp.concat([coef, intercept], axis=2)
+
+        return product
+
+    @property
+    def _bounding_factor(self) -> float:
+        return 0.25 if self.objective.coef_shape[0] == 1 else 0.5
+
     def _bounding_gram(self) -> np.ndarray:
-        return (0.25 if self.objective.coef_shape[0] == 1 else 0.5) * self._even_gram()
+        return self._bounding_factor * self._even_gram()
 
     def _uncorrelated(self, gram: np.ndarray) -> bool:
         """Return whether the eigenvalues of `gram` with the penalty, scaled to a unit diagonal, are nearly the same."""
@@ -237,7 +294,7 @@ class Curvature:
             sizes, basis = mean, None
         trace = np.concatenate(traces)
         total = float(weight @ trace)
-        gram = self._gram(A, weight * trace / total if total > 0.0 else weight)
+        gram = self._with_rare(self._gram(A, weight * trace / total if total > 0.0 else weight), self._squares())
         sizes = np.maximum(sizes, max(SMALLEST * sizes.max(), NOTHING))
         return self._product(basis, self._divided(sizes, gram) if gram.ndim == 1 else self._factored(sizes, gram))
 
@@ -259,13 +316,13 @@ class Curvature:
             product += to_numpy(wp.T @ p).astype(np.float64)
         sizes, basis = np.linalg.eigh((np.diag(mean) - product) / total)
         least = max(SMALLEST * sizes.max(), NOTHING)
-        drawn = self._drawn(params, basis, np.maximum(sizes, least))
+        drawn, squares = self._drawn(params, basis, np.maximum(sizes, least))
         everywhere = self._even_gram()
         inverses = np.empty((n_coef, self.n_columns, self.n_columns))
 
         def form(k: int) -> None:
             ridge = self._ridge * sizes[k] if sizes[k] > least else least
-            inverses[k] = self._gram(objective.X, *drawn[k]) + ridge * everywhere
+            inverses[k] = self._with_rare(self._gram(objective.X, *drawn[k]), squares[k]) + ridge * everywhere
 
         def invert(k: int) -> None:
             inverses[k] = self._inverse(inverses[k])
@@ -284,20 +341,28 @@ class Curvature:
             and np.array_equal(blocks.feature_scale, to_numpy(self.objective.feature_scale()))
         )
 
-    def _drawn(self, params: Array, basis: np.ndarray, sizes: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Return for each vector of the basis the weights in its block of the rows that form it, and these rows."""
-        objective = self.objective
+    def _drawn(
+        self, params: Array, basis: np.ndarray, sizes: np.ndarray
+    ) -> tuple[list[tuple[np.ndarray, np.ndarray]], np.ndarray]:
+        """Return for each vector of the basis the weights in its block of the rows that form it, and these rows.
+
+        And the diagonal of the block, (K, D + 1), over all rows.
+        """
+        objective, xp = self.objective, self.objective.backend.xp
         n_rows, total = objective.X.shape[0], objective.total_weight
         n_coef = len(sizes)
         Q = objective.backend.asarray(basis, dtype_name(objective.X.dtype))
         weights = np.empty((n_coef, self.n_sampled))
         index = np.empty(weights.shape, dtype=np.int32 if n_rows < 2**31 else np.int64)
         passed = np.full((1, n_coef), 0.5)  # the sums of chances
+        squares = np.zeros((n_coef, self.n_columns))
         for rows, p in self._probabilities(objective.X, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
             if objective.sample_weight is not None:
                 weight = weight * objective.sample_weight[rows][:, None]
-            share = np.maximum(to_numpy(weight).astype(np.float64), 0.0) / total
+            weight = xp.where(weight > 0.0, weight, xp.zeros_like(weight))  # but for rounding
+            squares += self._squares_of(objective.X[rows, :], weight)
+            share = to_numpy(weight).astype(np.float64) / total
             chance = np.ones_like(share)
             if self.n_sampled < n_rows:
                 np.minimum(1.0, self.n_sampled * share / sizes, out=chance)
@@ -309,7 +374,7 @@ class Curvature:
             weights[at] = share[row, k] / chance[row, k]
             index[at] = rows.start + row
         n_drawn = np.minimum(passed[-1], self.n_sampled).astype(int)
-        return [(weights[k, :n], index[k, :n]) for k, n in enumerate(n_drawn)]
+        return [(weights[k, :n], index[k, :n]) for k, n in enumerate(n_drawn)], squares / total
 
     def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
         """Yield rows of A and their probabilities (m, K), of class 1 alone where there are two."""
@@ -337,8 +402,47 @@ class Curvature:
     def _even_gram(self) -> np.ndarray:
         """Return the mean of a_i a_i' over the sampled rows, or its diagonal; it does not change during a solve."""
         if self._even is None:
-            self._even = self._gram(*self._sampled_rows())
+            self._even = self._with_rare(self._gram(*self._sampled_rows()), self._squares())
         return self._even
+
+    def _with_rare(self, gram: np.ndarray, squares: np.ndarray) -> np.ndarray:
+        """Return `gram`, whole or as a diagonal, with what it lacks of `squares`, its diagonal over all rows."""
+        own = gram if gram.ndim == 1 else np.diag(gram)
+        missing = np.where(own < RARE * squares, squares - own, 0.0)
+        return gram + (missing if gram.ndim == 1 else np.diag(missing))
+
+    def _squares(self) -> np.ndarray:
+        """Return the mean of the squares of each column of A over all rows, (D + 1,)."""
+        if self._squares_of_all is None:
+            objective = self.objective
+            weight = objective.sample_weight
+            sums = self._squares_of(objective.X, None if weight is None else weight[:, None])
+            self._squares_of_all = sums[0] / objective.total_weight
+        return self._squares_of_all
+
+    def _squares_of(self, X: Array, weight: Array | None) -> np.ndarray:
+        """Return the sums of the squares in each column of rows of A, (K, D + 1), times weights (m, K) or one."""
+        objective = self.objective
+        backend, xp = objective.backend, objective.backend.xp
+        wide = accumulation_dtype(xp, backend.device)
+        if weight is None:
+            weight = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
+        parts = list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(backend.device)))
+        sums = np.empty((len(parts), weight.shape[1], self.n_columns))
+
+        def add(i: int) -> None:
+            B, own = (xp.astype(x[parts[i], :], wide, copy=False) for x in (X, weight))
+            sums[i, :, : X.shape[1]] = to_numpy(own.T @ (B * B))
+            sums[i, :, X.shape[1] :] = to_numpy(xp.sum(own, axis=0))[:, None]
+
+        objective.workspace.map(add, range(len(parts)))
+        total: np.ndarray = sums.sum(axis=0)
+        return total
+
+    def _few_rows(self) -> bool:
+        """Return whether there are fewer rows than columns, and three copies of them fit."""
+        n_rows = self.objective.X.shape[0]
+        return bool(n_rows < self.n_columns and 3 * 8 * n_rows * self.n_columns <= self.max_bytes)
 
     def _holds_matrix(self) -> bool:
         """Return whether D x D matrices fit: four of them, while one is made."""
@@ -359,14 +463,20 @@ class Curvature:
             wide = X.dtype
         total = accumulation_dtype(xp, backend.device)
         gram = xp.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1), dtype=total, device=backend.device)
+        unit = np.sqrt(self._squares())[: X.shape[1]]  # squares of float32 numbers may be none
+        unit = np.where(unit == 0.0, 1.0, np.maximum(unit, SMALLEST_UNIT))
+        per_unit = backend.asarray(1.0 / unit, dtype_name(wide))
         for rows in row_blocks(len(weight), 8 * self.n_columns, block_bytes(backend.device)):
             B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
             root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
-            B = xp.astype(B, wide, copy=False) * root
+            B = xp.astype(B, wide, copy=False) * per_unit * root
             if self.objective.fit_intercept:
                 B = xp.concat([B, root], axis=1)
             gram += xp.astype(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0), total, copy=False)
-        return to_numpy(gram).astype(np.float64, copy=False)
+        unit = np.append(unit, np.ones(self.n_columns - len(unit)))
+        own: np.ndarray = to_numpy(gram).astype(np.float64, copy=False) * unit
+        own *= unit if own.ndim == 1 else unit[:, None]
+        return own
 
     def _scaled(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal."""

@@ -196,6 +196,42 @@ def test_fits_do_not_depend_on_the_number_of_workers(monkeypatch, solver, schedu
         assert (other.objective_, other.n_iter_[0]) == (fits[0].objective_, fits[0].n_iter_[0])
 
 
+RAW = {
+    "large": lambda Z: 1e4 * Z,
+    "small": lambda Z: 1e-10 * Z,
+    "far from zero": lambda Z: Z + 1000,
+    "of many sizes": lambda Z: Z * np.logspace(-2, 2, Z.shape[1]),
+}
+
+
+@pytest.mark.parametrize(
+    ("shape", "solver"),
+    [*(((2000, 20), solver) for solver in (*SOLVERS, "lbfgs")), *(((200, 500), solver) for solver in SOLVERS)],
+)
+@pytest.mark.parametrize("name", RAW)
+def test_raw_features_are_fitted_to_tol_or_said_not_to_be(rng, name, shape, solver):
+    """Also by plain L-BFGS, which knows nothing of the curvature, and where there are more features than rows."""
+    Z = rng.normal(size=shape)
+    y = (2 * Z @ rng.normal(size=(shape[1], 3)) / shape[1] ** 0.5 + rng.gumbel(size=(len(Z), 3))).argmax(axis=1)
+    X, C = RAW[name](Z), {"large": 1e-8, "small": 1e20}.get(name, 1.0)
+    minimum = sx.SoftmaxClassifier(C=C, solver="newton-cg", tol=1e-10, max_iter=300, device="cpu").fit(X, y).objective_
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        ours = sx.SoftmaxClassifier(C=C, solver=solver, device="cpu").fit(X, y)
+    assert not ours.converged_ or ours.objective_ - minimum <= 1e-4 * ours.objective_
+    assert ours.converged_ or solver == "lbfgs"
+
+
+@pytest.mark.parametrize("power", [-22, -10, 10, 18])
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_units_whose_squares_float32_cannot_hold_change_nothing(rng, power, solver):
+    X = rng.normal(size=(3000, 30)).astype(np.float32)
+    y = (X @ rng.normal(size=(30, 3)) / 3 + rng.gumbel(size=(3000, 3))).argmax(axis=1)
+    models = [sx.SoftmaxClassifier(C=np.inf, solver=solver, device="cpu") for _ in range(2)]
+    fits = [model.fit(X * np.float32(unit), y) for model, unit in zip(models, (1.0, 10.0**power), strict=True)]
+    assert fits[1].objective_ == pytest.approx(fits[0].objective_, rel=1e-4)
+
+
 @pytest.mark.parametrize("call", [1, 30, 300])
 def test_ctrl_c_in_a_task_leaves_a_usable_model(monkeypatch, call):
     """Whichever thread it comes to light in."""

@@ -474,6 +474,67 @@ def test_a_separable_problem_without_penalty_does_not_run_away(standardised):
     assert ours.score(X, y == 0) == 1.0
 
 
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_separable_problem_without_penalty_ends_with_the_reason(standardised, solver, weighted):
+    X, y = standardised["iris"]
+    weight = np.where(np.arange(len(y)) % 7, 1.0, 0.01) if weighted else None
+    ours = sx.SoftmaxClassifier(C=np.inf, solver=solver, device="cpu")
+    with pytest.warns(ConvergenceWarning, match=r"without a penalty there is no minimum.*\. Choose a finite C\.$"):
+        ours.fit(X, y == 0, sample_weight=weight)
+    assert ours.n_iter_[0] < 100
+    assert ours.score(X, y == 0) == 1.0
+    assert ours.estimated_gap_ == ours.objective_
+
+
+@pytest.mark.parametrize(
+    ("parameters", "remedy"),
+    [
+        ({"max_iter": 2}, r" Raise max_iter or tol=0\.0001, or standardise the features\.$"),
+        ({"max_iter": 2, "solver": "sgd"}, r" Raise max_iter or tol=0\.0001; solver='auto' finds the optimum\.$"),
+    ],
+)
+def test_the_remedy_fits_the_reason(standardised, parameters, remedy):
+    with pytest.warns(ConvergenceWarning, match=remedy):
+        sx.SoftmaxClassifier(device="cpu", **parameters).fit(*standardised["iris"])
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize("c", [2, 3])
+def test_rows_of_weight_zero_do_not_count_whatever_they_hold(standardised, solver, c):
+    X, y = standardised["iris"]
+    X, y = X[:120].astype(np.float32), y[:120] % c
+    weight = np.where(np.arange(120) % 40, 1.0, 0.0)  # rows that a sample has, too
+    extreme = np.where(weight[:, None] > 0, X, np.float32(3e38))
+    ours = sx.SoftmaxClassifier(solver=solver, device="cpu").fit(extreme, y, sample_weight=weight)
+    theirs = sx.SoftmaxClassifier(solver=solver, device="cpu").fit(X[weight > 0], y[weight > 0])
+    assert ours.objective_ == pytest.approx(theirs.objective_, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-46, 1e39])
+def test_units_of_the_weights_do_not_matter(standardised, scale):
+    X, y = standardised["iris"]
+    X, weight = X.astype(np.float32), np.linspace(1, 2, len(y))
+    fits = [sx.SoftmaxClassifier(C=1 / u, device="cpu").fit(X, y, sample_weight=u * weight) for u in (1.0, scale)]
+    assert fits[1].objective_ == pytest.approx(fits[0].objective_, rel=1e-6)
+
+
+def test_a_penalty_of_few_bits_is_that_number(standardised):
+    X, y = (np.concatenate([x] * 700) for x in standardised["iris"])  # C times the rows overflows float16
+    C = np.float16(1e-3)
+    ours, theirs = (sx.SoftmaxClassifier(C=c, device="cpu").fit(X, y) for c in (C, float(C)))
+    np.testing.assert_array_equal(ours.coef_, theirs.coef_)
+
+
+@pytest.mark.parametrize("method", ["predict", "predict_proba", "predict_log_proba", "decision_function"])
+def test_logits_that_overflow_are_refused(xp, standardised, method):
+    X, y = standardised["iris"]
+    model = sx.SoftmaxClassifier(device="cpu", dtype="float32").fit(X, y)
+    rows = xp.asarray(np.full((3, 4), 3e38), "float32")
+    with pytest.raises(ValueError, match="`X` must have logits that float32 can hold, got an overflow in rows 0 to 2;"):
+        getattr(model, method)(rows)
+
+
 def test_predictions_do_not_depend_on_blocks(standardised, monkeypatch):
     from softmax_xp import _arrays
 

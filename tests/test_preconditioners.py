@@ -367,10 +367,11 @@ def test_rows_drawn_for_a_block_weigh_as_much_as_it(xp, rng, scale, sampled, mon
     S = p.class_hessians(params)
     sizes, Q = np.linalg.eigh(np.tensordot(p.weight, S, axes=1))
     curvature = p.curvature()
-    drawn = curvature._drawn(p.params(params), Q, np.maximum(sizes, preconditioners.SMALLEST * sizes.max()))
-    assert len(drawn) == 4
-    for (weight, rows), size, q in list(zip(drawn, sizes, Q.T, strict=True))[1:]:
+    drawn, squares = curvature._drawn(p.params(params), Q, np.maximum(sizes, preconditioners.SMALLEST * sizes.max()))
+    assert len(drawn) == len(squares) == 4
+    for (weight, rows), own, size, q in list(zip(drawn, squares, sizes, Q.T, strict=True))[1:]:
         exact = p.weight * np.einsum("k,ikl,l->i", q, S, q)
+        np.testing.assert_allclose(own, exact @ p.A**2, rtol=1e-4 if p.dtype == "float32" else 1e-9)
         assert np.all(np.diff(rows) > 0)
         assert len(weight) == len(rows) <= curvature.n_sampled + 1
         rounding = 1e-4 if p.dtype == "float32" else 1e-9
@@ -381,12 +382,61 @@ def test_rows_drawn_for_a_block_weigh_as_much_as_it(xp, rng, scale, sampled, mon
         assert weight.sum() == pytest.approx(size, rel=rounding + (1.01 / sampled if sampled < 3000 else 0.0))
 
 
+@pytest.mark.parametrize("name", ["bound", "kronecker", "class_blocks"])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_features_that_a_sample_has_missed_keep_their_curvature(xp, rng, name, weighted, monkeypatch):
+    """One row in a hundred has a feature, and no row of the sample: the diagonal is that of all rows all the same."""
+    monkeypatch.setattr(preconditioners, "MIN_ROWS", 50)
+    X = rng.normal(size=(3000, 4))
+    X[:, 2] = np.arange(3000) % 100 == 7  # every 60th row is sampled, from the first on
+    p = Problem(xp, rng, X=X, c=3, weighted=weighted)
+    curvature, at = p.curvature(), p.params(np.zeros(p.dense.n_params))
+    assert curvature.n_sampled == 50
+    make = curvature.bound() if name == "bound" else getattr(curvature, name)(at)
+    exact = {"bound": 0.5, "kronecker": 1 / 3, "class_blocks": 1 / 3}[name] * (p.weight @ p.A[:, 2] ** 2)
+    M = p.matrix(make).reshape(3, 5, 3, 5)
+    own = np.linalg.eigvalsh(M[:, 2, :, 2])[1:]  # the classes in which not all logits shift alike
+    np.testing.assert_allclose(own, 1 / (exact + STRENGTH), rtol=0.3)
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize("C", [1e5, np.inf])
+def test_rare_features_are_fitted(rng, solver, C):
+    n = 20000
+    X = np.hstack([rng.normal(size=(n, 5)), rng.uniform(size=(n, 5)) < 8e-4])
+    y = (X @ rng.normal(size=(10, 3)) + rng.gumbel(size=(n, 3))).argmax(axis=1)
+    minimum = sx.SoftmaxClassifier(solver="newton-cg", C=C, tol=1e-10, device="cpu").fit(X, y).objective_
+    ours = sx.SoftmaxClassifier(solver=solver, C=C, device="cpu").fit(X, y)
+    assert ours.objective_ - minimum <= 1e-4 * minimum
+    assert ours.n_iter_[0] <= (30 if solver == "auto" else 100)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("c", [2, 3])
+def test_the_bound_of_few_rows_is_that_of_the_columns(xp, rng, c, fit_intercept, monkeypatch):
+    X = 3 + rng.normal(size=(7, 12)) * np.logspace(-1, 1, 12)
+    p = Problem(xp, rng, X=X, c=c, weighted=True, fit_intercept=fit_intercept)
+    assert p.curvature()._few_rows()
+    by_rows = p.matrix(p.curvature().bound())
+    monkeypatch.setattr(Curvature, "_few_rows", lambda self: False)
+    rounding = 1e-2 if p.dtype == "float32" else 1e-5
+    by_columns = p.matrix(p.curvature().bound())
+    np.testing.assert_allclose(by_rows, by_columns, rtol=rounding, atol=rounding * np.abs(by_rows).max())
+
+
+def test_the_bound_is_inverted_once(rng, monkeypatch):
+    X = rng.normal(size=(50, 40))
+    curvature = Curvature(LinearObjective(backend_of(X), X, np.arange(50) % 3, 3, L2(0.1)), AMPLE)
+    monkeypatch.setattr(Curvature, "cost", lambda *_: np.inf)
+    assert curvature.at(np.zeros(123)) is curvature.at(np.ones(123)) is curvature.bound()
+
+
 def test_rows_are_drawn_by_their_weight(rng, monkeypatch):
     """Of the rows that have nearly no weight, none; of a row with more than a sample's share, always."""
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     X = np.where(np.arange(5000) % 50 == 7, 0.001, 50.0)[:, None] * rng.choice([-1.0, 1.0], size=(5000, 1))
     f = LinearObjective(backend_of(X), X, np.arange(5000) % 2, 2, L2(1e-3), fit_intercept=False)
-    ((weight, rows),) = Curvature(f, AMPLE)._drawn(np.ones(1), np.eye(1), np.array([0.25 / 50]))
+    ((weight, rows),), _ = Curvature(f, AMPLE)._drawn(np.ones(1), np.eye(1), np.array([0.25 / 50]))
     np.testing.assert_array_equal(rows, np.arange(7, 5000, 50))
     np.testing.assert_allclose(weight, 0.25 / 5000, rtol=1e-5)
 
@@ -410,14 +460,14 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 4)
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 * half + inverse * 30**3) / evaluation)
-    bytes_of_blocks = 5 * 8 * 30**2
+    bytes_of_blocks = 5 * (8 * 30**2 + 12 * 120)  # and the rows drawn for them, with their weights
     assert Curvature(f, bytes_of_blocks).cost(5) == Curvature(f, AMPLE).cost(5)
     assert Curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
     assert Curvature(f, bytes_of_blocks - 1).cost(1) == Curvature(f, AMPLE).cost(1)
     assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * half + inverse) / evaluation)
-    narrow = LinearObjective(backend_of(X), X[:, :2], y, 5, L2(1e-3), fit_intercept=False)
-    assert Curvature(narrow, 8 * 5**2).cost(5) < math.inf  # the basis of the classes is the larger
-    assert Curvature(narrow, 8 * 5**2 - 1).cost(5) == math.inf
+    narrow = LinearObjective(backend_of(X), X[:, :2], np.arange(1000) % 50, 50, L2(1e-3), fit_intercept=False)
+    assert Curvature(narrow, 4 * 8 * 50**2).cost(50) < math.inf  # the basis of the classes takes the most
+    assert Curvature(narrow, 4 * 8 * 50**2 - 1).cost(50) == math.inf
 
 
 def slow(curvature, n_calls, fall, target):

@@ -1,8 +1,8 @@
 """The row pass for NumPy in float32 and float64: in place, over blocks of rows that stay in cache.
 
-The same functions as `reference`, with the same arguments and results; no temporary is larger than a block.
-Inside, logits are always seen as (rows, classes): of class-major logits that is a transposed view, over whose
-rows NumPy reduces a whole vector of them at a time.
+The same functions as `reference`, with the same arguments and results. A temporary is as large as a block of rows, or,
+for products with X, as lanes of LANE_BYTES or a superblock are. Inside, logits are always seen as (rows, classes): of
+class-major logits that is a transposed view, over whose rows NumPy reduces a whole vector of them at a time.
 """
 
 from __future__ import annotations
@@ -139,11 +139,12 @@ def linear_sums(
         return loss, np.concatenate([-grad, grad]), None if slope is None else np.concatenate([-slope, slope])
 
     def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> np.ndarray | None:
-        (z,) = logits
+        own = _of(weight, rows)
+        z = _without_ignored(logits[0], own)
         if z.shape[1] == 1:
-            return _logistic_pass(z[:, 0], targets[rows], _of(weight, rows), smoothing, losses)
+            return _logistic_pass(z[:, 0], targets[rows], own, smoothing, losses)
         z -= z.max(axis=1, keepdims=True)
-        return _row_pass(z, targets[rows], _of(weight, rows), smoothing, losses)
+        return _row_pass(z, targets[rows], own, smoothing, losses)
 
     return _sums([(coef, intercept)], X, row_pass, workspace or Workspace())
 
@@ -163,8 +164,8 @@ def linear_hessian_product(
     """
 
     def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> np.ndarray | None:
-        z, u = logits
         own, losses[:] = _of(weight, rows), 0
+        z, u = (_without_ignored(x, own) for x in logits)
         if z.shape[1] == 1:  # p (1 - p) u
             np.exp(-np.abs(z), out=z)
             z /= (1.0 + z) ** 2

@@ -166,7 +166,7 @@ def linear_hessian_product(
     for (rows, X_block, logits), (_, _, u) in zip(_logit_blocks(xp, coef, intercept, X), along, strict=True):
         p = softmax(logits, 0)
         r = p * (u - xp.sum(p * u, axis=0))  # (C, m)
-        r = r[-coef.shape[0] :, :] if weight is None else r[-coef.shape[0] :, :] * weight[rows]
+        r = r[-coef.shape[0] :, :] if weight is None else _weighted(xp, r[-coef.shape[0] :, :], weight[rows])
         product = product + r @ X_block
         product_intercept = None if product_intercept is None else product_intercept + xp.sum(r, axis=1)
     return product, product_intercept

@@ -20,7 +20,10 @@ from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 from softmax_xp.solvers.newton_cg import HessianProduct, Precondition, newton_step
 
-CHECK_ACCURACY = 0.4  # share of the gap that may have come late enough for more to be expected
+# Of conjugate gradients that check a gap: the share of it that may have come late enough for more to be expected, and
+# the least products; where the curvature is known in advance, and where only the pairs tell of it. Those have seen
+# little of directions in which features are small, or nearly the intercept.
+KNOWN, UNKNOWN = (0.4, 4), (0.1, 50)
 CHECK_PRODUCTS = 100
 LAST_PRODUCTS = 20  # where the solve has to end: what is wanted then is how far it is, not whether it may end
 SMALLEST = 1e-100  # curvature along a step whose inverse, and square, are still numbers
@@ -46,8 +49,10 @@ class _LBFGS:
         precondition: Precondition | None,
         hessian_product: HessianProduct | None,
         due: Due | None,
+        correlations: bool = True,
     ) -> None:
         self.precondition = precondition
+        self.correlations = correlations
         self.hessian_product = hessian_product
         self.due = due
         self.pairs: deque[tuple[Array, Array, Array]] = deque(maxlen=memory)
@@ -104,7 +109,8 @@ class _LBFGS:
         return self._newton(self.hessian_product, point, LAST_PRODUCTS)[1]
 
     def _newton(self, hessian_product: HessianProduct, point: Point, max_products: int) -> tuple[Array, float]:
-        return newton_step(hessian_product(point.x), point.grad, self._product, CHECK_ACCURACY, max_products)
+        accuracy, least = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
+        return newton_step(hessian_product(point.x), point.grad, self._product, accuracy, max_products, least)
 
     def _product(self, rows: Array) -> Array:
         """Return the two-loop recursion's product of the inverse Hessian estimate with each of `rows`, (m, n).
@@ -141,6 +147,7 @@ def minimize(
     precondition: Precondition | None = None,
     hessian_product: HessianProduct | None = None,
     due: Due | None = None,
+    correlations: bool = True,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a smooth function from `params`.
@@ -159,12 +166,15 @@ def minimize(
     due : callable, optional
         Called with the estimated gap, and that at which the solve will end, after each step; returns what makes
         another `precondition` at given parameters, with which the recursion starts afresh, or None to go on.
+    correlations : bool, default True
+        Whether `precondition` knows those of the parameters, and not their scales alone. If not, or without it, the
+        estimate of the gap takes 50 products with the Hessian at least.
 
     Returns
     -------
     Solution
     """
-    method = _LBFGS(memory, precondition, hessian_product, due)
+    method = _LBFGS(memory, precondition, hessian_product, due, correlations)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )

@@ -19,6 +19,7 @@ from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
 MAX_PRODUCTS = 100  # for one step
+MIN_PRODUCTS = 4
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
 
 Precondition: TypeAlias = Callable[[Array], Array]
@@ -31,6 +32,7 @@ def newton_step(
     precondition: Precondition | None = None,
     accuracy: float = ACCURACY,
     max_products: int = MAX_PRODUCTS,
+    min_products: int = MIN_PRODUCTS,
 ) -> tuple[Array, float]:
     """Return s with H s = -g, and g' H^-1 g / 2, the decrease of the quadratic model along it.
 
@@ -43,7 +45,9 @@ def newton_step(
         Takes arrays (m, n) to an estimate of the inverse of H times each row.
     accuracy : float
         Ends when the second half of the iterations has added at most this share of the decrease.
-    max_products : int
+    max_products, min_products : int
+        Where nothing is known of the curvature, directions of which the gradient has little come late, and only more
+        iterations bring them; n are enough, but for rounding.
 
     Returns
     -------
@@ -69,7 +73,7 @@ def newton_step(
         length = size / curvature
         decreases.append(0.5 * length * size)
         step = step + length * direction
-        if len(decreases) >= 4 and _halves(decreases)[1] <= accuracy * sum(decreases):
+        if len(decreases) >= min(min_products, grad.shape[0]) and _halves(decreases)[1] <= accuracy * sum(decreases):
             break
         residual = residual - length * image
         z = preconditioned(residual)

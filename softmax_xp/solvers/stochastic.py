@@ -326,7 +326,8 @@ def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) ->
     that moves a logit by about 0.1.
     """
     xp, n_rows = objective.backend.xp, objective.X.shape[0]
-    rows = objective.X[: min(n_rows, 10_000), :]
+    wide = accumulation_dtype(xp, objective.backend.device)
+    rows = xp.astype(objective.X[:: -(-n_rows // 10_000), :], wide, copy=False)
     n_steps = -(-n_rows // BATCH_SIZE) * max_epochs
     if name == "sgd":
         curvature = 0.5 * (float(xp.sum(rows * rows)) / rows.shape[0] + 1.0)
