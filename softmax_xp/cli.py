@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from softmax_xp.readers import Table
     from softmax_xp.solvers import Iterate
 
-INSTALL_PLOT = "pip install 'softmax-xp[plot]'"
 INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
 MANY_CLASSES = 20  # of more, only the most confused pairs are printed
 MOST_CONFUSED = 10
@@ -466,6 +465,8 @@ def _figure(path: Path) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
+        from softmax_xp.trainer import INSTALL_PLOT
+
         raise ImportError(f"--plot needs matplotlib; install it: {INSTALL_PLOT}") from error
     _check_writable(path)
     figure = Figure(figsize=(7, 6), layout="constrained")

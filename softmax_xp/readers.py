@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 
 __all__ = ["DataFileError", "Table", "read_table"]
 
+INSTALL_PARQUET = "pip install 'pyarrow>=17'"  # the extra parquet
+
 Array: TypeAlias = NDArray[Any]
 
 
@@ -406,8 +408,7 @@ def _read_parquet(file: Path, request: _Request) -> _Parts:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        message = f"{file}: reading .parquet needs pyarrow; install it: pip install 'softmax-xp[parquet]'"
-        raise ImportError(message) from error
+        raise ImportError(f"{file}: reading .parquet needs pyarrow; install it: {INSTALL_PARQUET}") from error
     with _reading(file, "a .parquet file"), pq.ParquetFile(file) as parquet:
         # pandas stores an index without a name as such a column; a row number is no feature.
         names = [name for name in parquet.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]

@@ -724,7 +724,7 @@ def test_plot_without_matplotlib_is_refused_before_the_fit(refused, monkeypatch)
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    refused(["train", "--plot", "curves.png"], "matplotlib", "pip install 'softmax-xp[plot]'")
+    refused(["train", "--plot", "curves.png"], "matplotlib", "pip install 'matplotlib>=3.9'")
 
 
 @no_gpu

@@ -493,7 +493,7 @@ def test_parquet_with_repeated_names_is_refused(tmp_path):
 def test_parquet_without_pyarrow_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     file = write(tmp_path / "a.parquet", b"PAR1")
-    with pytest.raises(ImportError, match=r"a\.parquet.*pip install 'softmax-xp\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"a\.parquet.*pip install 'pyarrow>=17'"):
         read_table(file)
 
 
