@@ -106,12 +106,16 @@ def root(
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(help="A .csv, .csv.gz, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
+        typer.Argument(help="A .csv, .tsv, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="A file to test on, instead of held-out rows.", show_default=False)
     ] = None,
     target: Target = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="<str>", help="Column to leave out; may be given again.", show_default=False),
+    ] = None,
     device: Device = "auto",
     solver: Annotated[
         Solver, typer.Option(help="auto is lbfgs that knows the curvature; the last three take mini-batches.")
@@ -154,6 +158,8 @@ def train(
 
     softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte --device cuda
 
+    softmax-xp train survey.csv --target answer --drop id --drop name
+
     softmax-xp train X.npy --C inf --max-iter 5000 --plot curves.png --output probe.safetensors
     """
     import numpy as np
@@ -170,7 +176,7 @@ def train(
     _check_writable(output)
     figure = None if plot is None else _figure(plot)
 
-    table = inputs.training_table(data, target)
+    table = inputs.training_table(data, target, drop or [])
     if test is None:
         X, y, X_test, y_test = inputs.split(table, holdout, seed)
     else:

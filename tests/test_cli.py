@@ -357,6 +357,31 @@ def test_a_target_without_data_is_refused(run):
     assert "--target goes with a file of data" in err
 
 
+def test_columns_are_dropped_and_need_not_be_there_to_predict(run, refused, tmp_path):
+    names = [f"flower {index}" for index in range(150)]
+    write_csv(tmp_path / "all.csv", ["name", *NAMES, "bed", "species"], names, *IRIS.data.T, range(150), SPECIES)
+    refused(["train", "all.csv", "--target", "species"], "'flower 0' in line 2, column 'name'", "train --drop")
+    options = ["--drop", "name", "--drop", "bed", "-o", "model"]
+    status, out, err = run("train", "all.csv", "--target", "species", *options, "--test", "all.csv")
+    assert (status, err) == (0, "")
+    assert line(out, "data") == "all.csv: 150 rows, 4 features, 3 classes"
+    assert sx.load("model").feature_names_in_.tolist() == NAMES
+    iris_csv(tmp_path / "iris.csv")
+    assert run("predict", "model", "all.csv") == run("predict", "model", "iris.csv")
+    assert run("evaluate", "model", "all.csv", "--target", "species")[0] == 0
+    refused(["train", "all.csv", "--target", "species", "--drop", "Name"], "got 'Name'", "'name'")
+    refused(["train", "--drop", "name"], "--drop goes with a file of data")
+
+
+def test_a_spreadsheet_with_semicolons_and_booleans_trains(run, tmp_path):
+    rows = [f"{a > 2.5};{b};{label}" for a, b, label in zip(*IRIS.data.T[2:], SPECIES, strict=True)]
+    (tmp_path / "iris.csv").write_text("\n".join(["long petal;petal width;species", *rows]))
+    status, out, err = run("train", "iris.csv", "--target", "species")
+    assert (status, err) == (0, "")
+    assert line(out, "data") == "iris.csv: 120 rows, 2 features, 3 classes"
+    assert float(line(out, "held-out accuracy").split()[0]) > 0.9
+
+
 def test_predict_leaves_out_the_label_column_of_a_file_without_names(run, tmp_path):
     rows = [f"{a},{b},{int(a > 0)}" for a, b in np.random.default_rng(0).normal(size=(40, 2))]
     (tmp_path / "plain.csv").write_text("\n".join(rows))

@@ -305,6 +305,67 @@ def test_csv_returns_its_columns(tmp_path, name, content):
     check(read_table(write(tmp_path / name, content)), X, Y, ["a", "b"])
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "A.TSV.gz"])
+@pytest.mark.parametrize("delimiter", [b",", b";", b"\t"])
+def test_csv_fields_may_be_separated_by_semicolons_or_tabs(tmp_path, name, delimiter):
+    content = CSV.replace(b",", delimiter)
+    check(read_table(write(tmp_path / name, content)), X, Y, ["a", "b"])
+    without = content.split(b"\n", 1)[1]
+    check(read_table(write(tmp_path / name, without), target="2"), X, Y)
+    quoted = content.replace(b"a", b'"a, of b, c; or d"', 1)
+    check(read_table(write(tmp_path / name, b"\n" + quoted)), X, Y, ["a, of b, c; or d", "b"])
+    refusal(write(tmp_path / name, content + delimiter * 2), "empty", "line 5", "'a'")
+    refusal(write(tmp_path / name, content + b"1"), "3 fields", "got 1 in line 5")
+
+
+def test_csv_with_decimal_commas_is_refused(tmp_path):
+    file = write(tmp_path / "a.csv", b"a;b;y\n1;2;0\n1,5;2;1\n")
+    refusal(file, "numbers with a decimal point, got '1,5' in line 3, column 'a'")
+
+
+def test_csv_separated_by_something_else_is_one_column(tmp_path):
+    refusal(write(tmp_path / "a.csv", b"a|y\n1|0\n"), "got 'a|y'", "--target")
+
+
+def test_csv_true_and_false_are_one_and_zero(tmp_path):
+    file = write(tmp_path / "a.csv", b"a,b,y\nTrue,1.5,True\n false ,2,False\nTRUE,3,True\n")
+    expected = np.array([[1, 1.5], [0, 2], [1, 3]])
+    text = np.array(["True", "False", "True"])
+    check(read_table(file), expected, text, ["a", "b"])
+    check(read_table(file, features=["b", "a"]), expected[:, ::-1].copy(), text, ["b", "a"])
+    write(file, file.read_bytes().split(b"\n", 1)[1])  # without a header
+    check(read_table(file, target="2"), expected, text)
+    message = refusal(write(file, b"a,y\nTrue,1\nyes,0\n"), "'yes' in line 3, column 'a'", "True or False", "--drop")
+    assert "numbers" not in message
+    refusal(write(file, b"a,y\nTrue,1\n1,0\n"), "got '1' in line 3, column 'a'")
+    refusal(write(file, b"a,y\nTrue,1\n,0\n"), "empty, got one in line 3, column 'a'")
+    refusal(write(file, b"a,y\n1,1\nTrue,0\n"), "must be numbers, got 'True' in line 3, column 'a'")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_columns_are_dropped_by_name(tmp_path, name):
+    columns = {"id": ["u", "v", "w"], "a": X[:, 0], "label": TEXT_Y, "b": X[:, 1], "y": Y}
+    if name == "a.csv":
+        rows = [columns, *zip(*columns.values(), strict=True)]
+        file = write(tmp_path / name, "\n".join(",".join(map(str, row)) for row in rows).encode())
+    else:
+        file = write(tmp_path / name, parquet_bytes(**columns))
+    check(read_table(file, drop=["id", "label"]), X, Y, ["a", "b"])  # and only y is left to be the target
+    check(read_table(file, drop=("id", "y")), X, TEXT_Y, ["a", "b"])
+    check(read_table(file, drop=["y", "label", "id"], need_target=False), X, None, ["a", "b"])
+    refusal(file, "column 'id'", "leave it out" if name == "a.parquet" else "leave out", "--drop", target="y")
+    assert "--drop" not in refusal(file, "column 'id'", target="y", features=["id"])
+    refusal(file, "among 'id', 'a', 'label', 'b', 'y', got 'c'", "--drop", drop=["id", "c"])
+    refusal(file, "'y' as both", drop=["y"], target="y")
+    refusal(file, "features 'a'", drop=["a"], features=["a"], target="y")
+
+
+def test_columns_without_names_cannot_be_dropped(tmp_path):
+    for name, content in (("a.npz", npz_bytes(X=X, y=Y)), ("X.npy", npy_bytes(X)), ("a.csv", b"1,2,0\n3,4,1\n")):
+        file = write(tmp_path / name, content)
+        refusal(file, "must have names, got '0'", "header", drop=["0"], need_target=False)
+
+
 @pytest.mark.parametrize("name", ["target", "label", "Labels", "CLASS", "Y"])
 def test_csv_knows_the_usual_targets(tmp_path, name):
     content = CSV.replace(b"a,b,y", f"a,b,{name}".encode())
@@ -563,7 +624,7 @@ def test_file_of_another_kind_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize("content", [b"hello", b"\0\0\x08", b"\x1f\x8b\x08", gzip.compress(b"hello")])
 def test_unknown_kind_lists_what_can_be_read(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    refusal(tmp_path / name, ".npz, .npy, .csv, .csv.gz, .parquet and IDX")
+    refusal(tmp_path / name, ".npz, .npy, .csv, .tsv, .csv.gz, .tsv.gz, .parquet and IDX")
 
 
 @pytest.mark.parametrize("name", NAMES)
