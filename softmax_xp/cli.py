@@ -118,11 +118,19 @@ def train(
     ] = None,
     device: Device = "auto",
     solver: Annotated[
-        Solver, typer.Option(help="auto is lbfgs that knows the curvature; the last three take mini-batches.")
+        Solver,
+        typer.Option(
+            help="auto is lbfgs that knows the curvature; the last three take mini-batches, and only come "
+            "near the optimum."
+        ),
     ] = Solver.AUTO,
     C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
     tol: Annotated[
-        float, typer.Option(help="Estimated gap to the optimum, relative to the loss, at which to end.")
+        float,
+        typer.Option(
+            help="Estimated gap to the optimum, relative to the loss, at which to end; "
+            "with mini-batches the norm of the gradient."
+        ),
     ] = 1e-4,
     max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,
     standardize: Annotated[bool, typer.Option("--standardize", help="Scale features to mean 0, variance 1.")] = False,
@@ -160,7 +168,7 @@ def train(
 
     softmax-xp train survey.csv --target answer --drop id --drop name
 
-    softmax-xp train X.npy --C inf --max-iter 5000 --plot curves.png --output probe.safetensors
+    softmax-xp train X.npy --C 0.01 --plot curves.png --output probe.safetensors
     """
     import numpy as np
     from sklearn.preprocessing import StandardScaler
