@@ -183,6 +183,11 @@ def train(
     select_backend(device)
     _check_writable(output)
     figure = None if plot is None else _figure(plot)
+    read = inputs.files_of(data, target) + inputs.files_of(test, None)
+    _check_kept(output, "--output", read, "a file to be read")
+    if plot is not None:
+        _check_kept(plot, "--plot", read, "a file to be read")
+        _check_kept(plot, "--plot", [output], "that of --output")
 
     table = inputs.training_table(data, target, drop or [])
     if test is None:
@@ -276,6 +281,7 @@ def predict(
     """
     if output is not None:
         _check_writable(output)
+        _check_kept(output, "--output", [model, *inputs.files_of(data, target)], "a file to be read")
     classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
     with open(output, "w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
@@ -473,6 +479,19 @@ def _check_writable(path: Path) -> None:
         code, path = EACCES, folder
     if code:
         raise OSError(code, os.strerror(code), str(path))
+
+
+def _check_kept(path: Path, option: str, others: Sequence[Path], what: str) -> None:
+    """Raise where writing to `path` would overwrite one of the others."""
+    if any(_is_same_file(path, other) for other in others):
+        raise ValueError(f"{option} must not be {what}, got {str(path)!r}, which would be overwritten; name another")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them does not exist
+        return os.path.realpath(path) == os.path.realpath(other)
 
 
 def _figure(path: Path) -> Any:

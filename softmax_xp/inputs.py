@@ -31,6 +31,16 @@ def _read(path: Path, **options: Any) -> Table:
     return table
 
 
+def files_of(data: Path | None, target: str | None) -> list[Path]:
+    """Return the file, and that with its labels where there is one."""
+    from softmax_xp.readers import labels_file
+
+    if data is None:
+        return []
+    labels = labels_file(data, target)
+    return [data] if labels is None else [data, labels]
+
+
 def training_table(data: Path | None, target: str | None, drop: Sequence[str]) -> Table:
     """Return the table in a file without the columns `drop`, or scikit-learn's digits."""
     from softmax_xp.readers import Table

@@ -24,7 +24,7 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DataFileError", "Table", "read_table"]
+__all__ = ["DataFileError", "Table", "labels_file", "read_table"]
 
 INSTALL_PARQUET = "pip install 'pyarrow>=17'"  # the extra parquet
 
@@ -135,6 +135,21 @@ def read_table(
     if y is not None and len(y) != len(X):
         raise _refusal(file, f"samples and labels must pair up, got {len(X)} and {len(y)}", "align the two")
     return Table(X, y, names, os.fspath(path))
+
+
+def labels_file(path: str | os.PathLike[str], target: str | None = None) -> Path | None:
+    """Return the file that `read_table` takes the labels from, where there is one beside `path`.
+
+    Raises
+    ------
+    DataFileError
+        If there is no file at `path`, or none that can be read.
+    """
+    file = _existing_file(path)
+    if _reader(file) not in (_read_npy, _read_idx):
+        return None
+    labels = _partner(file) if target is None else Path(target)
+    return labels if labels is not None and labels.exists() else None
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
@@ -284,6 +299,15 @@ def _unzipped(file: Path) -> io.BufferedIOBase:
 # --- Labels in a file of their own ---
 
 
+def _partner(file: Path) -> Path | None:
+    """Return the path that the name of `file` suggests for its labels."""
+    partners = {"X": "y", "x": "y", "features": "labels", "images": "labels"}
+    word = rf"(?<![A-Za-z])({'|'.join(partners)})(?![A-Za-z])"
+    name = re.sub(word, lambda match: partners[match[0]], file.name)
+    name = re.sub(r"idx\d(?=-ubyte)", "idx1", name)
+    return None if name == file.name else file.with_name(name)
+
+
 def _partner_labels(file: Path, request: _Request) -> Array | None:
     if request.target is not None:
         if not os.path.exists(request.target):
@@ -291,18 +315,14 @@ def _partner_labels(file: Path, request: _Request) -> Array | None:
             raise _refusal(file, rule, "check --target (`target=`)")
         labels = _existing_file(request.target)
     else:
-        partners = {"X": "y", "x": "y", "features": "labels", "images": "labels"}
-        word = rf"(?<![A-Za-z])({'|'.join(partners)})(?![A-Za-z])"
-        name = re.sub(word, lambda match: partners[match[0]], file.name)
-        name = re.sub(r"idx\d(?=-ubyte)", "idx1", name)
-        labels = file.with_name(name)
-        if name == file.name or not labels.exists():
+        partner = _partner(file)
+        if partner is None or not partner.exists():
             if not request.need_target:
                 return None
-            looked = f"{labels} does not exist" if name != file.name else "the name suggests none"
+            looked = "the name suggests none" if partner is None else f"{partner} does not exist"
             rule = f"the labels must be in a file of their own, and {looked}"
             raise _refusal(file, rule, "name it with --target (`target=`)")
-        labels = _existing_file(labels)
+        labels = _existing_file(partner)
     reader = _reader(labels)
     if reader not in (_read_npy, _read_idx):
         raise _refusal(labels, f"the labels of {file.name} must be .npy or IDX", "convert the labels")

@@ -726,6 +726,37 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_fit(refused, tmp
     refused(["train"], "Permission denied")
 
 
+def test_no_file_that_is_read_is_overwritten(run, refused, tmp_path):
+    pytest.importorskip("matplotlib")
+    iris_csv(tmp_path / "iris.csv")
+    iris_csv(tmp_path / "test.csv")
+    for name in ("X", "X_test"):
+        np.save(tmp_path / f"{name}.npy", IRIS.data)
+        np.save(tmp_path / f"{name.replace('X', 'y')}.npy", IRIS.target)
+    np.save(tmp_path / "labels.npy", IRIS.target)
+    os.link(tmp_path / "iris.csv", tmp_path / "link.png")
+    (tmp_path / "model").symlink_to("iris.csv")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    train = ["train", "iris.csv", "--target", "species"]
+    for output in ("iris.csv", tmp_path / "iris.csv", "test.csv", "model"):
+        refused([*train, "--test", "test.csv", "-o", output], "--output must not be a file to be read", str(output))
+    refused([*train, "--plot", "link.png"], "--plot must not be a file to be read", "link.png")
+    refused([*train, "--plot", "new.png", "-o", tmp_path / "new.png"], "--plot must not be that of --output")
+    refused(["train", "X.npy", "-o", "y.npy"], "y.npy")
+    refused(["train", "X.npy", "--target", "labels.npy", "-o", "labels.npy"], "labels.npy")
+    refused(["train", "X.npy", "--test", "X_test.npy", "-o", "y_test.npy"], "y_test.npy")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    (tmp_path / "model").unlink()
+    assert run(*train, "-o", "species")[0] == 0  # the name of a column is no file to be read
+    assert run(*train, "-o", "species")[0] == 0
+    before["species"] = (tmp_path / "species").read_bytes()
+    refused(["predict", "species", "iris.csv", "-o", "species"], "--output must not be a file to be read")
+    refused(["predict", "species", "iris.csv", "-o", "iris.csv"], "--output must not be a file to be read")
+    assert (tmp_path / "species").read_bytes() == before["species"]
+    assert (tmp_path / "iris.csv").read_bytes() == before[tmp_path / "iris.csv"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="named pipes are POSIX")
 def test_a_pipe_can_be_the_output(run, tmp_path):
     iris_csv(tmp_path / "iris.csv")

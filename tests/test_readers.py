@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softmax_xp.readers import DataFileError, Table, read_table
+from softmax_xp.readers import DataFileError, Table, labels_file, read_table
 
 X = np.array([[1.5, -2.0], [0.0, 4.25], [3.0, 1e-3]])
 Y = np.array([2, 0, 1])
@@ -167,6 +167,19 @@ def test_npy_takes_labels_by_path(tmp_path):
     table = write(tmp_path / "c.csv", CSV)
     with pytest.raises(DataFileError, match=r"c\.csv: the labels of embeddings\.npy must be \.npy or IDX"):
         read_table(file, target=str(table))
+
+
+def test_labels_have_a_file_of_their_own_beside_npy_and_idx(tmp_path):
+    file, other = write(tmp_path / "X.npy", npy_bytes(X)), write(tmp_path / "other.npy", npy_bytes(Y))
+    assert labels_file(file) is None
+    labels = write(tmp_path / "y.npy", npy_bytes(Y))
+    assert labels_file(file) == labels
+    assert labels_file(file, str(other)) == other
+    assert labels_file(other) is None
+    table = write(tmp_path / "X.csv", CSV)
+    assert labels_file(table) is labels_file(table, str(other)) is None  # there the target is a column
+    with pytest.raises(DataFileError, match="no such file"):
+        labels_file(tmp_path / "missing.npy")
 
 
 @pytest.mark.parametrize(
