@@ -386,10 +386,16 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
             curve.append(iterate)
             show(iterate)
 
-        model.fit(X, y, observe=observe)
+        interrupted = False
+        try:
+            model.fit(X, y, observe=observe)
+        except KeyboardInterrupt:
+            if not hasattr(model, "coef_"):
+                raise
+            interrupted = True  # and what has been learned until then is kept
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    return curve, any(
+    return curve, interrupted or any(
         issubclass(warning.category, ConvergenceWarning) and ": interrupted" in str(warning.message)
         for warning in caught
     )
