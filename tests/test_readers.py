@@ -329,6 +329,12 @@ def test_csv_fields_may_be_separated_by_semicolons_or_tabs(tmp_path, name, delim
     check(read_table(write(tmp_path / name, b"\n" + quoted)), X, Y, ["a, of b, c; or d", "b"])
     refusal(write(tmp_path / name, content + delimiter * 2), "empty", "line 5", "'a'")
     refusal(write(tmp_path / name, content + b"1"), "3 fields", "got 1 in line 5")
+    header, rest = content.split(b"\n", 1)
+    refusal(write(tmp_path / name, header + b"\n" + delimiter * 2 + b"\n" + rest), "empty", "line 2", "'a'")
+
+
+def test_csv_with_as_many_commas_as_semicolons_is_separated_by_commas(tmp_path):
+    check(read_table(write(tmp_path / "a.csv", b"a;b,y\n1.5,2\n0,0\n3,1\n")), X[:, :1], Y, ["a;b"])
 
 
 def test_csv_with_decimal_commas_is_refused(tmp_path):
