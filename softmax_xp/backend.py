@@ -33,7 +33,7 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.kernels import Kernels, kernels_for
 
-INSTALL_CUPY = "pip install 'softmax-xp[cuda13]'"
+INSTALL_CUPY = "pip install 'cupy-cuda13x>=14.2' 'cuda-toolkit[cublas,cudart,nvrtc]==13.*'"  # the extra cuda13
 
 
 class DeviceUnavailableError(RuntimeError):
@@ -215,7 +215,7 @@ def _cuda_count() -> int:
 def _cuda_fault(index: int) -> str:
     """Return why CUDA device `index` cannot be used, and the remedy; empty if a computation has run on it."""
     if find_spec("cupy") is None:
-        return f"CuPy is not installed (for a CUDA 13 driver: {INSTALL_CUPY}; for CUDA 12: [cuda12])"
+        return f"CuPy is not installed (for a CUDA 13 driver: {INSTALL_CUPY}; for CUDA 12, with 12 in place of 13)"
     try:
         cupy = import_module("cupy")
     except Exception as error:  # CuPy raises more than ImportError where its libraries do not load

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from softmax_xp.readers import Table
     from softmax_xp.solvers import Iterate
 
-INSTALL_PLOT = "pip install 'softmax-xp[plot]'"
 INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
 MANY_CLASSES = 20  # of more, only the most confused pairs are printed
 MOST_CONFUSED = 10
@@ -107,19 +106,31 @@ def root(
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(help="A .csv, .csv.gz, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
+        typer.Argument(help="A .csv, .tsv, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="A file to test on, instead of held-out rows.", show_default=False)
     ] = None,
     target: Target = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="<str>", help="Column to leave out; may be given again.", show_default=False),
+    ] = None,
     device: Device = "auto",
     solver: Annotated[
-        Solver, typer.Option(help="auto is lbfgs that knows the curvature; the last three take mini-batches.")
+        Solver,
+        typer.Option(
+            help="auto is lbfgs that knows the curvature; the last three take mini-batches, and only come "
+            "near the optimum."
+        ),
     ] = Solver.AUTO,
     C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
     tol: Annotated[
-        float, typer.Option(help="Estimated gap to the optimum, relative to the loss, at which to end.")
+        float,
+        typer.Option(
+            help="Estimated gap to the optimum, relative to the loss, at which to end; "
+            "with mini-batches the norm of the gradient."
+        ),
     ] = 1e-4,
     max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,
     standardize: Annotated[bool, typer.Option("--standardize", help="Scale features to mean 0, variance 1.")] = False,
@@ -155,7 +166,9 @@ def train(
 
     softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte --device cuda
 
-    softmax-xp train X.npy --C inf --max-iter 5000 --plot curves.png --output probe.safetensors
+    softmax-xp train survey.csv --target answer --drop id --drop name
+
+    softmax-xp train X.npy --C 0.01 --plot curves.png --output probe.safetensors
     """
     import numpy as np
     from sklearn.preprocessing import StandardScaler
@@ -170,8 +183,13 @@ def train(
     select_backend(device)
     _check_writable(output)
     figure = None if plot is None else _figure(plot)
+    read = inputs.files_of(data, target) + inputs.files_of(test, None)
+    _check_kept(output, "--output", read, "a file to be read")
+    if plot is not None:
+        _check_kept(plot, "--plot", read, "a file to be read")
+        _check_kept(plot, "--plot", [output], "that of --output")
 
-    table = inputs.training_table(data, target)
+    table = inputs.training_table(data, target, drop or [])
     if test is None:
         X, y, X_test, y_test = inputs.split(table, holdout, seed)
     else:
@@ -263,6 +281,7 @@ def predict(
     """
     if output is not None:
         _check_writable(output)
+        _check_kept(output, "--output", [model, *inputs.files_of(data, target)], "a file to be read")
     classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
     with open(output, "w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
@@ -367,10 +386,16 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
             curve.append(iterate)
             show(iterate)
 
-        model.fit(X, y, observe=observe)
+        interrupted = False
+        try:
+            model.fit(X, y, observe=observe)
+        except KeyboardInterrupt:
+            if not hasattr(model, "coef_"):
+                raise
+            interrupted = True  # and what has been learned until then is kept
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    return curve, any(
+    return curve, interrupted or any(
         issubclass(warning.category, ConvergenceWarning) and ": interrupted" in str(warning.message)
         for warning in caught
     )
@@ -462,10 +487,25 @@ def _check_writable(path: Path) -> None:
         raise OSError(code, os.strerror(code), str(path))
 
 
+def _check_kept(path: Path, option: str, others: Sequence[Path], what: str) -> None:
+    """Raise where writing to `path` would overwrite one of the others."""
+    if any(_is_same_file(path, other) for other in others):
+        raise ValueError(f"{option} must not be {what}, got {str(path)!r}, which would be overwritten; name another")
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    try:
+        return os.path.samefile(path, other)
+    except OSError:  # one of them does not exist
+        return os.path.realpath(path) == os.path.realpath(other)
+
+
 def _figure(path: Path) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
+        from softmax_xp.trainer import INSTALL_PLOT
+
         raise ImportError(f"--plot needs matplotlib; install it: {INSTALL_PLOT}") from error
     _check_writable(path)
     figure = Figure(figsize=(7, 6), layout="constrained")

@@ -31,14 +31,25 @@ def _read(path: Path, **options: Any) -> Table:
     return table
 
 
-def training_table(data: Path | None, target: str | None) -> Table:
-    """Return the table in a file, or scikit-learn's digits."""
+def files_of(data: Path | None, target: str | None) -> list[Path]:
+    """Return the file, and that with its labels where there is one."""
+    from softmax_xp.readers import labels_file
+
+    if data is None:
+        return []
+    labels = labels_file(data, target)
+    return [data] if labels is None else [data, labels]
+
+
+def training_table(data: Path | None, target: str | None, drop: Sequence[str]) -> Table:
+    """Return the table in a file without the columns `drop`, or scikit-learn's digits."""
     from softmax_xp.readers import Table
 
     if data is not None:
-        return _read(data, target=target)
-    if target is not None:
-        raise ValueError("--target goes with a file of data, got none; name the file before it")
+        return _read(data, target=target, drop=drop)
+    if target is not None or drop:
+        option = "--drop" if target is None else "--target"
+        raise ValueError(f"{option} goes with a file of data, got none; name the file before it")
     from sklearn.datasets import load_digits
 
     X, y = load_digits(return_X_y=True)

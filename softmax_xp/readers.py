@@ -1,4 +1,4 @@
-"""Feature matrices and targets from files: .npz, .npy, .csv, .csv.gz, .parquet and IDX.
+"""Feature matrices and targets from files: .npz, .npy, .csv and .tsv, gzipped or not, .parquet and IDX.
 
 A file comes from anywhere, so nothing in it is trusted. Pickles are never loaded, a header's claim on memory
 is checked against the bytes that are there, and whatever is damaged or ambiguous is refused in one line.
@@ -24,7 +24,9 @@ from typing import IO, Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["DataFileError", "Table", "read_table"]
+__all__ = ["DataFileError", "Table", "labels_file", "read_table"]
+
+INSTALL_PARQUET = "pip install 'pyarrow>=17'"  # the extra parquet
 
 Array: TypeAlias = NDArray[Any]
 
@@ -44,7 +46,7 @@ class Table:
     y : ndarray of shape (n_samples,) or None
         The class labels, integers or strings. None where none were found and none were needed.
     feature_names : list of str or None
-        The columns of `X`, where the file names them (.csv with a header, .parquet).
+        The columns of `X`, where the file names them (.csv or .tsv with a header, .parquet).
     source : str
         The path, as it was given.
     """
@@ -60,6 +62,7 @@ class _Request(NamedTuple):
 
     target: str | None
     features: list[str] | None
+    drop: tuple[str, ...]
     need_target: bool
 
 
@@ -71,6 +74,7 @@ def read_table(
     *,
     target: str | None = None,
     features: Sequence[str] | None = None,
+    drop: Sequence[str] = (),
     need_target: bool = True,
 ) -> Table:
     r"""Read features and targets from a file, by the kind its name says.
@@ -78,7 +82,7 @@ def read_table(
     ==================  ============================================  =====================================
     File                Features                                      Target, unless `target` names it
     ==================  ============================================  =====================================
-    .csv, .csv.gz       all other columns                             column target, label, labels, class, y
+    .csv, .tsv          all other columns                             column target, label, labels, class, y
     .parquet            all other columns                             column target, label, labels, class, y
     .npz                array X, data, x or features                  array y, labels or target
     .npy                the array                                     X.npy -> y.npy, X_train.npy ->
@@ -89,7 +93,9 @@ def read_table(
     ==================  ============================================  =====================================
 
     Bytes in an IDX file are pixels: they are divided by 255, the same at training and at prediction. Bytes
-    anywhere else keep their values. A .csv has a header unless every field of its first row is a number.
+    anywhere else keep their values. A .csv or .tsv may be gzipped (.csv.gz). Its fields are separated by commas,
+    semicolons or tabs, whichever divides its first line into the most, and it has a header unless every field
+    of its first row is a number, True or False. A column of True and False, in any case, becomes 1 and 0.
     Values that are not finite are left for the estimator to judge.
 
     Parameters
@@ -97,10 +103,12 @@ def read_table(
     path : str or path-like
         The file.
     target : str, optional
-        The target's column (.csv, .parquet; in a .csv without a header its index from 0), its array (.npz)
-        or the path of the file with the labels (.npy, IDX).
+        The target's column (.csv, .tsv, .parquet; without a header its index from 0), its array (.npz) or the
+        path of the file with the labels (.npy, IDX).
     features : sequence of str, optional
         The columns wanted, in this order; others are ignored. No effect on a file that names no columns.
+    drop : sequence of str, optional
+        Columns to leave out, of a file that names its columns.
     need_target : bool, default=True
         Whether a file without a target is refused. If not, a target that is found is still read.
 
@@ -119,11 +127,29 @@ def read_table(
         If the file is .parquet and pyarrow is not installed.
     """
     file = _existing_file(path)
-    request = _Request(target, None if features is None else list(features), need_target)
+    request = _Request(target, None if features is None else list(features), tuple(drop), need_target)
     X, y, names = _reader(file)(file, request)
+    if drop and names is None:
+        rule = f"the columns to drop must have names, got {_listed(drop)} for a file that names no columns"
+        raise _refusal(file, rule, "add a header to a .csv, or leave the columns out of the array")
     if y is not None and len(y) != len(X):
         raise _refusal(file, f"samples and labels must pair up, got {len(X)} and {len(y)}", "align the two")
     return Table(X, y, names, os.fspath(path))
+
+
+def labels_file(path: str | os.PathLike[str], target: str | None = None) -> Path | None:
+    """Return the file that `read_table` takes the labels from, where there is one beside `path`.
+
+    Raises
+    ------
+    DataFileError
+        If there is no file at `path`, or none that can be read.
+    """
+    file = _existing_file(path)
+    if _reader(file) not in (_read_npy, _read_idx):
+        return None
+    labels = _partner(file) if target is None else Path(target)
+    return labels if labels is not None and labels.exists() else None
 
 
 def _existing_file(path: str | os.PathLike[str]) -> Path:
@@ -149,14 +175,14 @@ def _reader(file: Path) -> Callable[[Path, _Request], _Parts]:
     for suffixes, reader in (
         ((".npz",), _read_npz),
         ((".npy",), _read_npy),
-        ((".csv", ".csv.gz"), _read_csv),
+        ((".csv", ".csv.gz", ".tsv", ".tsv.gz"), _read_csv),
         ((".parquet",), _read_parquet),
     ):
         if name.endswith(suffixes):
             return reader
     if re.search(r"idx\d-ubyte|\.idx(\.gz)?$", name) or _has_idx_magic(file):
         return _read_idx
-    readable = ".npz, .npy, .csv, .csv.gz, .parquet and IDX files can be read"
+    readable = ".npz, .npy, .csv, .tsv, .csv.gz, .tsv.gz, .parquet and IDX files can be read"
     raise _refusal(file, f"{readable}, and this is none by name or content", "convert or rename it")
 
 
@@ -273,6 +299,15 @@ def _unzipped(file: Path) -> io.BufferedIOBase:
 # --- Labels in a file of their own ---
 
 
+def _partner(file: Path) -> Path | None:
+    """Return the path that the name of `file` suggests for its labels."""
+    partners = {"X": "y", "x": "y", "features": "labels", "images": "labels"}
+    word = rf"(?<![A-Za-z])({'|'.join(partners)})(?![A-Za-z])"
+    name = re.sub(word, lambda match: partners[match[0]], file.name)
+    name = re.sub(r"idx\d(?=-ubyte)", "idx1", name)
+    return None if name == file.name else file.with_name(name)
+
+
 def _partner_labels(file: Path, request: _Request) -> Array | None:
     if request.target is not None:
         if not os.path.exists(request.target):
@@ -280,18 +315,14 @@ def _partner_labels(file: Path, request: _Request) -> Array | None:
             raise _refusal(file, rule, "check --target (`target=`)")
         labels = _existing_file(request.target)
     else:
-        partners = {"X": "y", "x": "y", "features": "labels", "images": "labels"}
-        word = rf"(?<![A-Za-z])({'|'.join(partners)})(?![A-Za-z])"
-        name = re.sub(word, lambda match: partners[match[0]], file.name)
-        name = re.sub(r"idx\d(?=-ubyte)", "idx1", name)
-        labels = file.with_name(name)
-        if name == file.name or not labels.exists():
+        partner = _partner(file)
+        if partner is None or not partner.exists():
             if not request.need_target:
                 return None
-            looked = f"{labels} does not exist" if name != file.name else "the name suggests none"
+            looked = "the name suggests none" if partner is None else f"{partner} does not exist"
             rule = f"the labels must be in a file of their own, and {looked}"
             raise _refusal(file, rule, "name it with --target (`target=`)")
-        labels = _existing_file(labels)
+        labels = _existing_file(partner)
     reader = _reader(labels)
     if reader not in (_read_npy, _read_idx):
         raise _refusal(labels, f"the labels of {file.name} must be .npy or IDX", "convert the labels")
@@ -303,14 +334,17 @@ def _partner_labels(file: Path, request: _Request) -> Array | None:
 
 
 def _read_csv(file: Path, request: _Request) -> _Parts:
-    with _reading(file, "comma-separated UTF-8 text"), _text(file) as stream:
-        rows = csv.reader(stream)
+    with _reading(file, "UTF-8 text in columns"), _text(file) as stream:
+        delimiter = _delimiter(next((line for line in stream if line.strip()), ""))
+        stream.seek(0)
+        rows = csv.reader(stream, delimiter=delimiter)
         first = next((row for row in rows if row), [])
-        has_header = not all(map(_is_number, first))
+        has_header = not all(_is_number(cell) or _is_boolean(cell) for cell in first)
         n_header_lines = rows.line_num if has_header else 0
+        sample = next((row for row in rows if row), first) if has_header else first
         stream.seek(0)
         lines = itertools.islice(stream, n_header_lines, None)
-        top = next((line for line in lines if line.strip()), None)
+        top = next((line for line in lines if line.strip(" \r\n")), None)
         if top is None:
             raise _refusal(file, "must hold at least one sample, got no rows", "check how it was written")
 
@@ -318,34 +352,45 @@ def _read_csv(file: Path, request: _Request) -> _Parts:
             names = [name.strip() for name in first]
         else:
             names = [str(index) for index in range(len(first))]
-            request = request._replace(features=None)
+            request = request._replace(features=None, drop=())
         columns, target = _chosen_columns(file, names, request)
         position = {name: index for index, name in enumerate(names)}
-        wanted = set(columns)
+        kinds = dict.fromkeys(columns, "numbers")
+        kinds |= {
+            name: "True and False"
+            for name, cell in zip(names, sample, strict=False)
+            if name in kinds and _is_boolean(cell)
+        }
+        if target is not None:
+            kinds[target] = "labels"
 
         # Every column goes through the parser, so that it sees a row that is too short or too long. The
         # target becomes codes, the order in which its values appear; a column not wanted becomes zeros.
         codes: dict[str, int] = {}
-        converters: dict[int | str, Callable[[str], float]] = {
-            index: (lambda text: 0.0) for index, name in enumerate(names) if name not in wanted
+        parsers: dict[str, Callable[[str], float]] = {
+            "True and False": _boolean,
+            "labels": lambda text: codes.setdefault(text.strip(), len(codes)),
+            "": lambda text: 0.0,
         }
-        if target is not None:
-            converters[position[target]] = lambda text: codes.setdefault(text.strip(), len(codes))
+        converters: dict[int | str, Callable[[str], float]] = {
+            index: parsers[kind] for index, name in enumerate(names) if (kind := kinds.get(name, "")) != "numbers"
+        }
         try:
             table = np.loadtxt(
                 itertools.chain([top], lines),
-                delimiter=",",
+                delimiter=delimiter,
                 quotechar='"',
                 comments=None,
                 converters=converters,
                 ndmin=2,
             )
         except ValueError as error:
-            rule = _bad_cell(file, names, wanted, target, has_header) or str(error)
-            raise _refusal(file, rule, "correct the row, or leave out the column") from error
+            rule = _bad_cell(file, delimiter, names, kinds, has_header) or str(error)
+            remedy = "correct the row, or leave out the column with train --drop (`drop=`)"
+            raise _refusal(file, rule, remedy if request.features is None else "correct the row") from error
         if "" in codes or table.shape[1] != len(names):
             rule = f"every row must have {len(names)} fields and a label, got another"
-            rule = _bad_cell(file, names, wanted, target, has_header) or rule
+            rule = _bad_cell(file, delimiter, names, kinds, has_header) or rule
             raise _refusal(file, rule, "correct the row")
 
     broken = next((text for text in codes if "\n" in text), None)
@@ -366,6 +411,21 @@ def _text(file: Path) -> IO[str]:
     return open(file, encoding="utf-8-sig")
 
 
+def _delimiter(line: str) -> str:
+    """Return the comma, semicolon or tab: that which divides `line` into the most fields, the comma of equals."""
+    return max(",;\t", key=lambda mark: len(next(csv.reader([line], delimiter=mark), [])))
+
+
+def _is_boolean(text: str) -> bool:
+    return text.strip().lower() in ("true", "false")
+
+
+def _boolean(text: str) -> float:
+    if not _is_boolean(text):
+        raise ValueError(f"must be True or False, got {reprlib.repr(text)}")
+    return float(text.strip().lower() == "true")
+
+
 def _is_number(text: str) -> bool:
     try:
         float(text)
@@ -374,19 +434,27 @@ def _is_number(text: str) -> bool:
     return "_" not in text  # Python's digit grouping: a number in source code, a name in a file
 
 
-def _bad_cell(file: Path, names: list[str], wanted: set[str], target: str | None, has_header: bool) -> str:
-    """Say which row or cell the fast parser stumbled over; slow, and run only to word a refusal."""
+def _bad_cell(file: Path, delimiter: str, names: list[str], kinds: dict[str, str], has_header: bool) -> str:
+    """Say which row or cell the fast parser stumbled over; slow, and run only to word a refusal.
+
+    `kinds` has for each column that is read what it holds: numbers, True and False, or labels.
+    """
     with _text(file) as stream:
-        rows = csv.reader(stream)
+        rows = csv.reader(stream, delimiter=delimiter)
         for row in itertools.islice(filter(None, rows), int(has_header), None):
             line = f"line {rows.line_num}"
             if len(row) != len(names):
                 return f"every row must have {len(names)} fields as the first, got {len(row)} in {line}"
             for name, cell in zip(names, row, strict=True):
-                if (name in wanted or name == target) and not cell.strip():
+                kind = kinds.get(name)
+                found = f"{reprlib.repr(cell)} in {line}, column {name!r}"
+                if kind and not cell.strip():
                     return f"no cell may be empty, got one in {line}, column {name!r}"
-                if name in wanted and not _is_number(cell):
-                    return f"features must be numbers, got {reprlib.repr(cell)} in {line}, column {name!r}"
+                if kind == "numbers" and not _is_number(cell):
+                    point = " with a decimal point" if "," in cell else ""
+                    return f"features must be numbers{point}, got {found}"
+                if kind == "True and False" and not _is_boolean(cell):
+                    return f"a column that begins with True or False must hold nothing else, got {found}"
     return ""
 
 
@@ -406,8 +474,7 @@ def _read_parquet(file: Path, request: _Request) -> _Parts:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        message = f"{file}: reading .parquet needs pyarrow; install it: pip install 'softmax-xp[parquet]'"
-        raise ImportError(message) from error
+        raise ImportError(f"{file}: reading .parquet needs pyarrow; install it: {INSTALL_PARQUET}") from error
     with _reading(file, "a .parquet file"), pq.ParquetFile(file) as parquet:
         # pandas stores an index without a name as such a column; a row number is no feature.
         names = [name for name in parquet.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
@@ -416,7 +483,8 @@ def _read_parquet(file: Path, request: _Request) -> _Parts:
             kind = parquet.schema_arrow.field(name).type
             if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
                 rule = f"features must be numbers, got {reprlib.repr(str(kind))} in column {name!r}"
-                raise _refusal(file, rule, "encode it as numbers, or leave out the column")
+                remedy = "encode it as numbers, or leave it out with train --drop (`drop=`)"
+                raise _refusal(file, rule, remedy if request.features is None else "encode it as numbers")
         table = parquet.read(columns=columns if target is None else [*columns, target])
 
         def values(name: str) -> Any:
@@ -444,11 +512,16 @@ def _chosen_columns(file: Path, names: list[str], request: _Request) -> tuple[li
     repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if repeated:
         raise _refusal(file, f"column names must differ, got {_listed(repeated)} twice", "rename one")
-    wanted = request.features
-    target = request.target
+    wanted, target, drop = request.features, request.target, set(request.drop)
+    if drop - set(names):
+        rule = f"the columns to drop must be among {_listed(names)}, got {_listed(sorted(drop - set(names)))}"
+        raise _refusal(file, rule, "correct --drop (`drop=`)")
+    if target in drop:
+        raise _refusal(file, f"the target must not be dropped, got {target!r} as both", "name another column")
+    kept = [name for name in names if name not in drop]
     if target is None:
         usual = ("target", "label", "labels", "class", "y")
-        found = [name for name in names if name.lower() in usual and name not in (wanted or ())]
+        found = [name for name in kept if name.lower() in usual and name not in (wanted or ())]
         if len(found) == 1:
             target = found[0]
         elif request.need_target:
@@ -458,8 +531,8 @@ def _chosen_columns(file: Path, names: list[str], request: _Request) -> tuple[li
         rule = f"the target must be one of the columns {_listed(names)}, got {target!r}"
         raise _refusal(file, rule, "name another with --target (`target=`)")
     if wanted is None:
-        wanted = [name for name in names if name != target]
-    known = set(names)
+        wanted = [name for name in kept if name != target]
+    known = set(kept)
     missing = [name for name in wanted if name not in known]
     if missing:
         rule = f"the columns must include the features {_listed(missing)}, got {_listed(names)}"

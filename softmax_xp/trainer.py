@@ -40,7 +40,7 @@ from softmax_xp.models import MLP, Params
 from softmax_xp.solvers import Solution
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
 
-INSTALL_PLOT = "pip install 'softmax-xp[plot]'"
+INSTALL_PLOT = "pip install 'matplotlib>=3.9'"  # the extra plot
 FLUSH_EVERY = 1000  # losses that may wait on the device before they are fetched together
 
 

@@ -110,7 +110,9 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--require: cannot be used here: {', '.join(unmet)}")
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
+    yield  # to pytest's own summary of failures: these lines come after it
     terminalreporter.write_line(f"array libraries that ran: {', '.join(_ready)}")
     for name, why in _missing.items():
         terminalreporter.write_line(f"array library that was skipped: {name} ({why})")

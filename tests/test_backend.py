@@ -57,7 +57,7 @@ def test_cuda_without_a_gpu_is_refused_with_cause_and_remedy(no_gpu):
 def test_cuda_without_cupy_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(backend_module, "find_spec", lambda name: None)
     backend_module._cuda_fault.cache_clear()
-    with pytest.raises(sx.DeviceUnavailableError, match=r"CuPy is not installed.*pip install 'softmax-xp\[cuda13\]'"):
+    with pytest.raises(sx.DeviceUnavailableError, match=r"CuPy is not installed.*pip install 'cupy-cuda13x>="):
         sx.select_backend("cuda")
     backend_module._cuda_fault.cache_clear()
 

@@ -357,6 +357,31 @@ def test_a_target_without_data_is_refused(run):
     assert "--target goes with a file of data" in err
 
 
+def test_columns_are_dropped_and_need_not_be_there_to_predict(run, refused, tmp_path):
+    names = [f"flower {index}" for index in range(150)]
+    write_csv(tmp_path / "all.csv", ["name", *NAMES, "bed", "species"], names, *IRIS.data.T, range(150), SPECIES)
+    refused(["train", "all.csv", "--target", "species"], "'flower 0' in line 2, column 'name'", "train --drop")
+    options = ["--drop", "name", "--drop", "bed", "-o", "model"]
+    status, out, err = run("train", "all.csv", "--target", "species", *options, "--test", "all.csv")
+    assert (status, err) == (0, "")
+    assert line(out, "data") == "all.csv: 150 rows, 4 features, 3 classes"
+    assert sx.load("model").feature_names_in_.tolist() == NAMES
+    iris_csv(tmp_path / "iris.csv")
+    assert run("predict", "model", "all.csv") == run("predict", "model", "iris.csv")
+    assert run("evaluate", "model", "all.csv", "--target", "species")[0] == 0
+    refused(["train", "all.csv", "--target", "species", "--drop", "Name"], "got 'Name'", "'name'")
+    refused(["train", "--drop", "name"], "--drop goes with a file of data")
+
+
+def test_a_spreadsheet_with_semicolons_and_booleans_trains(run, tmp_path):
+    rows = [f"{a > 2.5};{b};{label}" for a, b, label in zip(*IRIS.data.T[2:], SPECIES, strict=True)]
+    (tmp_path / "iris.csv").write_text("\n".join(["long petal;petal width;species", *rows]))
+    status, out, err = run("train", "iris.csv", "--target", "species")
+    assert (status, err) == (0, "")
+    assert line(out, "data") == "iris.csv: 120 rows, 2 features, 3 classes"
+    assert float(line(out, "held-out accuracy").split()[0]) > 0.9
+
+
 def test_predict_leaves_out_the_label_column_of_a_file_without_names(run, tmp_path):
     rows = [f"{a},{b},{int(a > 0)}" for a, b in np.random.default_rng(0).normal(size=(40, 2))]
     (tmp_path / "plain.csv").write_text("\n".join(rows))
@@ -701,6 +726,37 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_fit(refused, tmp
     refused(["train"], "Permission denied")
 
 
+def test_no_file_that_is_read_is_overwritten(run, refused, tmp_path):
+    pytest.importorskip("matplotlib")
+    iris_csv(tmp_path / "iris.csv")
+    iris_csv(tmp_path / "test.csv")
+    for name in ("X", "X_test"):
+        np.save(tmp_path / f"{name}.npy", IRIS.data)
+        np.save(tmp_path / f"{name.replace('X', 'y')}.npy", IRIS.target)
+    np.save(tmp_path / "labels.npy", IRIS.target)
+    os.link(tmp_path / "iris.csv", tmp_path / "link.png")
+    (tmp_path / "model").symlink_to("iris.csv")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    train = ["train", "iris.csv", "--target", "species"]
+    for output in ("iris.csv", tmp_path / "iris.csv", "test.csv", "model"):
+        refused([*train, "--test", "test.csv", "-o", output], "--output must not be a file to be read", str(output))
+    refused([*train, "--plot", "link.png"], "--plot must not be a file to be read", "link.png")
+    refused([*train, "--plot", "new.png", "-o", tmp_path / "new.png"], "--plot must not be that of --output")
+    refused(["train", "X.npy", "-o", "y.npy"], "y.npy")
+    refused(["train", "X.npy", "--target", "labels.npy", "-o", "labels.npy"], "labels.npy")
+    refused(["train", "X.npy", "--test", "X_test.npy", "-o", "y_test.npy"], "y_test.npy")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+    (tmp_path / "model").unlink()
+    assert run(*train, "-o", "species")[0] == 0  # the name of a column is no file to be read
+    assert run(*train, "-o", "species")[0] == 0
+    before["species"] = (tmp_path / "species").read_bytes()
+    refused(["predict", "species", "iris.csv", "-o", "species"], "--output must not be a file to be read")
+    refused(["predict", "species", "iris.csv", "-o", "iris.csv"], "--output must not be a file to be read")
+    assert (tmp_path / "species").read_bytes() == before["species"]
+    assert (tmp_path / "iris.csv").read_bytes() == before[tmp_path / "iris.csv"]
+
+
 @pytest.mark.skipif(os.name == "nt", reason="named pipes are POSIX")
 def test_a_pipe_can_be_the_output(run, tmp_path):
     iris_csv(tmp_path / "iris.csv")
@@ -724,7 +780,7 @@ def test_plot_without_matplotlib_is_refused_before_the_fit(refused, monkeypatch)
         return real(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    refused(["train", "--plot", "curves.png"], "matplotlib", "pip install 'softmax-xp[plot]'")
+    refused(["train", "--plot", "curves.png"], "matplotlib", "pip install 'matplotlib>=3.9'")
 
 
 @no_gpu
@@ -775,6 +831,20 @@ def test_ctrl_c_outside_of_the_fit_is_one_word(run, monkeypatch):
     assert run("train") == (130, "", "softmax-xp: interrupted\n")
 
 
+def test_ctrl_c_in_the_fit_keeps_the_model_that_it_leaves(run, monkeypatch):
+    fit = sx.SoftmaxClassifier.fit
+
+    def interrupted(self: sx.SoftmaxClassifier, *args: object, **options: object) -> None:
+        fit(self, *args, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sx.SoftmaxClassifier, "fit", interrupted)
+    status, out, err = run("train", "--output", "model")
+    assert (status, err) == (130, "softmax-xp: interrupted\n")
+    assert line(out, "model written to") == "model"
+    assert sx.load("model").coef_.shape == (10, 64)
+
+
 # --- Terminals and Ctrl-C ---
 
 
@@ -795,14 +865,22 @@ def read_until(descriptor: int, pattern: str, seconds: float = 60.0) -> str:
 
 @contextmanager
 def on_a_terminal(folder: Path, *args: object) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """Run the command with a terminal for its stderr; yield the process and the other end of the terminal."""
+    """Run the command with a terminal for its stderr; yield the process and the other end of the terminal.
+
+    A process inherits that Ctrl-C is ignored, as after `nohup`, but not that it is handled: so it is, meanwhile.
+    """
     pty = pytest.importorskip("pty")  # POSIX
     master, slave = pty.openpty()
     environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120"}
-    with subprocess.Popen(
-        [*COMMAND, *map(str, args)], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=slave, text=True
-    ) as running:
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(
+            [*COMMAND, *map(str, args)], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=slave, text=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, handler)
         os.close(slave)
+    with running:
         try:
             yield running, master
         finally:
@@ -820,9 +898,9 @@ def test_progress_is_shown_on_a_terminal_and_ctrl_c_keeps_the_model(tmp_path, so
         assert "objective" in read_until(terminal, r"iteration [1-9]\d*  objective \d+\.\d{6}  gradient norm \d")
         running.send_signal(signal.SIGINT)
         rest = read_until(terminal, "softmax-xp: interrupted")
-        out = running.stdout.read()
-        assert running.wait(30) == 130
-    assert "warning: SoftmaxClassifier has not converged: interrupted" in rest
+        out, _ = running.communicate(timeout=60)
+        assert running.returncode == 130
+    assert "softmax-xp: interrupted" in rest
     assert "iteration " not in out
     assert line(out, "model written to") == "model"
     assert sx.load(tmp_path / "model", device="cpu").coef_.shape == (10, 200)
@@ -830,8 +908,9 @@ def test_progress_is_shown_on_a_terminal_and_ctrl_c_keeps_the_model(tmp_path, so
 
 def test_json_shows_no_progress_on_a_terminal(tmp_path):
     with on_a_terminal(tmp_path, "train", "--json") as (running, terminal):
-        assert json.loads(running.stdout.read())["converged"] is True
-        assert running.wait(30) == 0
+        out, _ = running.communicate(timeout=120)
+        assert json.loads(out)["converged"] is True
+        assert running.returncode == 0
         assert read_until(terminal, ".", seconds=1.0) == ""
 
 

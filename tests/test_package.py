@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import subprocess
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 import softmax_xp as sx
+from softmax_xp import backend, readers, trainer
 
 HEAVY = ["cupy", "sklearn", "torch", "dask", "matplotlib", "pandas", "polars", "pyarrow", "scipy", "typer"]
 
@@ -51,6 +53,16 @@ def test_version_is_the_installed_one():
         assert metadata.version("softmax-xp") == sx.__version__
     except metadata.PackageNotFoundError:
         pytest.skip("softmax-xp is not installed: the tests run from the checkout")
+
+
+@pytest.mark.parametrize(
+    ("extra", "command"),
+    [("cuda13", backend.INSTALL_CUPY), ("plot", trainer.INSTALL_PLOT), ("parquet", readers.INSTALL_PARQUET)],
+)
+def test_an_install_command_names_what_its_extra_holds(extra, command):
+    """It works wherever the package came from: no extra of softmax-xp itself, which is on no index."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert command == "pip install " + " ".join(f"'{name}'" for name in project["optional-dependencies"][extra])
 
 
 def test_installation_holds_every_file_of_the_checkout():

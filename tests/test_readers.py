@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from softmax_xp.readers import DataFileError, Table, read_table
+from softmax_xp.readers import DataFileError, Table, labels_file, read_table
 
 X = np.array([[1.5, -2.0], [0.0, 4.25], [3.0, 1e-3]])
 Y = np.array([2, 0, 1])
@@ -169,6 +169,19 @@ def test_npy_takes_labels_by_path(tmp_path):
         read_table(file, target=str(table))
 
 
+def test_labels_have_a_file_of_their_own_beside_npy_and_idx(tmp_path):
+    file, other = write(tmp_path / "X.npy", npy_bytes(X)), write(tmp_path / "other.npy", npy_bytes(Y))
+    assert labels_file(file) is None
+    labels = write(tmp_path / "y.npy", npy_bytes(Y))
+    assert labels_file(file) == labels
+    assert labels_file(file, str(other)) == other
+    assert labels_file(other) is None
+    table = write(tmp_path / "X.csv", CSV)
+    assert labels_file(table) is labels_file(table, str(other)) is None  # there the target is a column
+    with pytest.raises(DataFileError, match="no such file"):
+        labels_file(tmp_path / "missing.npy")
+
+
 @pytest.mark.parametrize(
     ("array", "mentions"),
     [
@@ -303,6 +316,73 @@ def test_idx_unlike_its_header_is_refused(tmp_path, name, content, mentions):
 )
 def test_csv_returns_its_columns(tmp_path, name, content):
     check(read_table(write(tmp_path / name, content)), X, Y, ["a", "b"])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.tsv", "A.TSV.gz"])
+@pytest.mark.parametrize("delimiter", [b",", b";", b"\t"])
+def test_csv_fields_may_be_separated_by_semicolons_or_tabs(tmp_path, name, delimiter):
+    content = CSV.replace(b",", delimiter)
+    check(read_table(write(tmp_path / name, content)), X, Y, ["a", "b"])
+    without = content.split(b"\n", 1)[1]
+    check(read_table(write(tmp_path / name, without), target="2"), X, Y)
+    quoted = content.replace(b"a", b'"a, of b, c; or d"', 1)
+    check(read_table(write(tmp_path / name, b"\n" + quoted)), X, Y, ["a, of b, c; or d", "b"])
+    refusal(write(tmp_path / name, content + delimiter * 2), "empty", "line 5", "'a'")
+    refusal(write(tmp_path / name, content + b"1"), "3 fields", "got 1 in line 5")
+    header, rest = content.split(b"\n", 1)
+    refusal(write(tmp_path / name, header + b"\n" + delimiter * 2 + b"\n" + rest), "empty", "line 2", "'a'")
+
+
+def test_csv_with_as_many_commas_as_semicolons_is_separated_by_commas(tmp_path):
+    check(read_table(write(tmp_path / "a.csv", b"a;b,y\n1.5,2\n0,0\n3,1\n")), X[:, :1], Y, ["a;b"])
+
+
+def test_csv_with_decimal_commas_is_refused(tmp_path):
+    file = write(tmp_path / "a.csv", b"a;b;y\n1;2;0\n1,5;2;1\n")
+    refusal(file, "numbers with a decimal point, got '1,5' in line 3, column 'a'")
+
+
+def test_csv_separated_by_something_else_is_one_column(tmp_path):
+    refusal(write(tmp_path / "a.csv", b"a|y\n1|0\n"), "got 'a|y'", "--target")
+
+
+def test_csv_true_and_false_are_one_and_zero(tmp_path):
+    file = write(tmp_path / "a.csv", b"a,b,y\nTrue,1.5,True\n false ,2,False\nTRUE,3,True\n")
+    expected = np.array([[1, 1.5], [0, 2], [1, 3]])
+    text = np.array(["True", "False", "True"])
+    check(read_table(file), expected, text, ["a", "b"])
+    check(read_table(file, features=["b", "a"]), expected[:, ::-1].copy(), text, ["b", "a"])
+    write(file, file.read_bytes().split(b"\n", 1)[1])  # without a header
+    check(read_table(file, target="2"), expected, text)
+    message = refusal(write(file, b"a,y\nTrue,1\nyes,0\n"), "'yes' in line 3, column 'a'", "True or False", "--drop")
+    assert "numbers" not in message
+    refusal(write(file, b"a,y\nTrue,1\n1,0\n"), "got '1' in line 3, column 'a'")
+    refusal(write(file, b"a,y\nTrue,1\n,0\n"), "empty, got one in line 3, column 'a'")
+    refusal(write(file, b"a,y\n1,1\nTrue,0\n"), "must be numbers, got 'True' in line 3, column 'a'")
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+def test_columns_are_dropped_by_name(tmp_path, name):
+    columns = {"id": ["u", "v", "w"], "a": X[:, 0], "label": TEXT_Y, "b": X[:, 1], "y": Y}
+    if name == "a.csv":
+        rows = [columns, *zip(*columns.values(), strict=True)]
+        file = write(tmp_path / name, "\n".join(",".join(map(str, row)) for row in rows).encode())
+    else:
+        file = write(tmp_path / name, parquet_bytes(**columns))
+    check(read_table(file, drop=["id", "label"]), X, Y, ["a", "b"])  # and only y is left to be the target
+    check(read_table(file, drop=("id", "y")), X, TEXT_Y, ["a", "b"])
+    check(read_table(file, drop=["y", "label", "id"], need_target=False), X, None, ["a", "b"])
+    refusal(file, "column 'id'", "leave it out" if name == "a.parquet" else "leave out", "--drop", target="y")
+    assert "--drop" not in refusal(file, "column 'id'", target="y", features=["id"])
+    refusal(file, "among 'id', 'a', 'label', 'b', 'y', got 'c'", "--drop", drop=["id", "c"])
+    refusal(file, "'y' as both", drop=["y"], target="y")
+    refusal(file, "features 'a'", drop=["a"], features=["a"], target="y")
+
+
+def test_columns_without_names_cannot_be_dropped(tmp_path):
+    for name, content in (("a.npz", npz_bytes(X=X, y=Y)), ("X.npy", npy_bytes(X)), ("a.csv", b"1,2,0\n3,4,1\n")):
+        file = write(tmp_path / name, content)
+        refusal(file, "must have names, got '0'", "header", drop=["0"], need_target=False)
 
 
 @pytest.mark.parametrize("name", ["target", "label", "Labels", "CLASS", "Y"])
@@ -493,7 +573,7 @@ def test_parquet_with_repeated_names_is_refused(tmp_path):
 def test_parquet_without_pyarrow_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     file = write(tmp_path / "a.parquet", b"PAR1")
-    with pytest.raises(ImportError, match=r"a\.parquet.*pip install 'softmax-xp\[parquet\]'"):
+    with pytest.raises(ImportError, match=r"a\.parquet.*pip install 'pyarrow>=17'"):
         read_table(file)
 
 
@@ -563,7 +643,7 @@ def test_file_of_another_kind_is_refused(tmp_path, name, content):
 @pytest.mark.parametrize("content", [b"hello", b"\0\0\x08", b"\x1f\x8b\x08", gzip.compress(b"hello")])
 def test_unknown_kind_lists_what_can_be_read(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
-    refusal(tmp_path / name, ".npz, .npy, .csv, .csv.gz, .parquet and IDX")
+    refusal(tmp_path / name, ".npz, .npy, .csv, .tsv, .csv.gz, .tsv.gz, .parquet and IDX")
 
 
 @pytest.mark.parametrize("name", NAMES)

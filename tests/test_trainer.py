@@ -710,7 +710,7 @@ def test_plot_without_matplotlib_tells_how_to_install_it(history, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError) as caught:
         history.plot()
-    assert "pip install 'softmax-xp[plot]'" in str(caught.value)
+    assert "pip install 'matplotlib>=3.9'" in str(caught.value)
 
 
 # Devices
