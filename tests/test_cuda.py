@@ -21,6 +21,8 @@ import softmax_xp as sx
 from softmax_xp import kernels
 from softmax_xp.kernels import cublas, cuda, reference
 from softmax_xp.kernels.workspace import Workspace
+from softmax_xp.objective import LinearObjective
+from softmax_xp.penalties import L2
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 90, 100, 120)
@@ -251,8 +253,8 @@ def linear_outcomes():
 
 
 @pytest.fixture(scope="module")
-def on_host(tmp_path_factory):
-    """Let the provider launch kernels, and multiply, on this machine."""
+def kernels_on_host(tmp_path_factory):
+    """What stands for `cuda._kernel` on this machine: it compiles kernels for it, those of the problems at once."""
     if COMPILER is None:
         pytest.skip("no g++ to compile the kernels with")
     folder = tmp_path_factory.mktemp("kernels")
@@ -272,22 +274,31 @@ def on_host(tmp_path_factory):
 
         return run
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "block_bytes", lambda device: 5000)
-        patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
-        patch.setattr(cuda, "_shared_bytes", lambda like: 60_000)
-        patch.setattr(cuda, "_free_bytes", lambda: 10**6)
-        patch.setattr(cuda, "_kernel", kernel)
-        patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
-        patch.setattr(cublas, "_gemm", gemm)
-        with np.errstate(all="ignore"):
-            for p in problems():  # to know the kernels that it takes, and compile them at once
-                list(outcomes(p))
-            list(linear_outcomes())
-            list(extremes())
-        functions.update(built(sorted(set(collected)), folder / "all"))
-        collected = None
-        yield
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        run_on_host(patch, kernel)
+        for p in problems():  # to know the kernels that it takes
+            list(outcomes(p))
+        list(linear_outcomes())
+        list(extremes())
+    functions.update(built(sorted(set(collected)), folder / "all"))
+    collected = None
+    return kernel
+
+
+@pytest.fixture
+def on_host(kernels_on_host, monkeypatch):
+    """Let the provider launch kernels, and multiply, on this machine."""
+    run_on_host(monkeypatch, kernels_on_host)
+
+
+def run_on_host(patch, kernel):
+    patch.setattr(cuda, "block_bytes", lambda device: 5000)
+    patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
+    patch.setattr(cuda, "_shared_bytes", lambda like: 60_000)
+    patch.setattr(cuda, "_free_bytes", lambda: 10**6)
+    patch.setattr(cuda, "_kernel", kernel)
+    patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
+    patch.setattr(cublas, "_gemm", gemm)
 
 
 def c_type(x):
@@ -339,6 +350,8 @@ def gemm(compute, m, n, k, alpha, a, layout_a, b, layout_b, beta, out, layout_ou
         x = x.T if layout.by_columns else x
         if x.dtype == np.uint16:
             return widened(x).astype(np.float32)
+        if x.dtype == np.float16:
+            return x.astype(np.float32)
         if compute == "32F_FAST_TF32":
             bits = np.ascontiguousarray(x).view(np.uint32)
             return ((bits + 0xFFF + (bits >> 13 & 1)) >> 13 << 13).astype(np.uint32).view(np.float32)
@@ -501,6 +514,31 @@ def check_products(dtype, move, back):
                 np.testing.assert_allclose(back(out), times * exact, rtol=0, atol=atol)
 
 
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_matmul_is_the_reference(dtype):
+    check_matmul(dtype, lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_matmul_is_the_reference_on_a_gpu(xp, dtype):
+    check_matmul(dtype, lambda x: on_gpu(xp, x), xp.to_numpy)
+
+
+def check_matmul(dtype, move, back):
+    rng = np.random.default_rng(0)
+    for (m, k, n), lay_a, lay_b in itertools.product(((1, 1, 1), (5, 4, 3), (7, 0, 2), (0, 3, 2)), LAYOUTS, LAYOUTS):
+        a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
+        product = back(cuda.matmul(move(lay_a(a)), move(lay_b(b))))
+        assert product.dtype == dtype
+        expected = reference.matmul(widened(a), widened(b))
+        assert product.shape == expected.shape
+        np.testing.assert_allclose(product, expected, rtol=0, atol=20 * np.finfo(dtype).eps)
+    a, b = rng.normal(size=(5, 4)).astype(dtype), rng.normal(size=(4, 3))
+    assert back(cuda.matmul(move(a), move(b))).dtype == np.float64
+
+
 def beside_others(x):
     """A view of x in a matrix with more columns."""
     memory = np.full((len(x), x.shape[1] + 2), 9, dtype=x.dtype)
@@ -535,6 +573,71 @@ def test_rows_on_top_of_each_other_have_no_layout():
 def test_a_result_by_columns_is_refused():
     with pytest.raises(ValueError, match="rows in one piece"):
         cublas.matmul(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2), order="F"))
+
+
+@pytest.mark.parametrize("shapes", [((2, 3), (4, 2), (2, 2)), ((2, 3), (3, 2), (2, 3)), ((2, 3), (3, 2), (3, 2))])
+def test_shapes_that_do_not_belong_together_are_refused(shapes):
+    with pytest.raises(ValueError, match="shapes must be"):
+        cublas.matmul(*map(np.ones, shapes))
+
+
+def test_numbers_for_cublas_are_those_of_cupy():
+    libraries = pytest.importorskip("cupy_backends.cuda.libs", exc_type=ImportError)
+    runtime = pytest.importorskip("cupy_backends.cuda.api.runtime", exc_type=ImportError)
+    names = {"float32": "32F", "float64": "64F", "float16": "16F", "bfloat16": "16BF", "uint16": "16BF"}
+    assert {name: getattr(runtime, f"CUDA_R_{kind}") for name, kind in names.items()} == cublas.TYPES
+    for name, number in cublas.COMPUTE_TYPES.items():
+        assert number == getattr(libraries.cublas, f"CUBLAS_COMPUTE_{name}")
+    assert (cublas.AS_IT_IS, cublas.TRANSPOSED) == (libraries.cublas.CUBLAS_OP_N, libraries.cublas.CUBLAS_OP_T)
+    assert cublas.DEFAULT_ALGORITHM == libraries.cublas.CUBLAS_GEMM_DEFAULT
+
+
+def test_a_failure_of_cublas_is_told_with_its_status(monkeypatch):
+    """The library that CuPy loads is called without a handle, which it refuses."""
+    pytest.importorskip("cupy_backends.cuda.libs", exc_type=ImportError)
+    monkeypatch.setattr(cublas, "_handle_and_stream", lambda: (0, 0))
+    monkeypatch.setattr(cublas, "address", lambda x: x.ctypes.data)
+    with pytest.raises(RuntimeError, match=r"cublasSetStream .* status 1 "):
+        cublas.matmul(*np.ones((3, 2, 2)))
+    _, gemm = cublas._functions()
+    monkeypatch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, gemm))
+    with pytest.raises(RuntimeError, match=r"cublasGemmEx .* status 1 "):
+        cublas.matmul(*np.ones((3, 2, 2)))
+
+
+class WithoutProducts(np.ndarray):
+    """An array that takes part in no product of the array API, nor does what is computed from it."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        assert ufunc not in (np.matmul, np.vecdot)
+        results = getattr(ufunc, method)(*map(plain, inputs), **{name: plain(x) for name, x in options.items()})
+        return results.view(WithoutProducts) if isinstance(results, np.ndarray) else results
+
+    def __array_function__(self, function, types, arguments, options):
+        assert function not in (np.dot, np.vdot, np.inner, np.tensordot, np.einsum)
+        return super().__array_function__(function, types, arguments, options)
+
+
+def plain(x):
+    """The same in ordinary arrays."""
+    if isinstance(x, tuple):
+        return tuple(map(plain, x))
+    return x.view(np.ndarray) if isinstance(x, WithoutProducts) else x
+
+
+@pytest.mark.usefixtures("evaluations")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_steps_leave_every_product_to_the_kernels(dtype, rng, monkeypatch):
+    """The others are CuPy's, which it does not let be recorded as a graph."""
+    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float64"), "cuda")
+    X, y = rng.normal(size=(9, 4)).astype(dtype), rng.integers(0, 3, size=9)
+    for model in (sx.Linear(4, 3), sx.MLP([4, 6, 3]), sx.MLP([4, 6, 3], activation="tanh")):
+        params = {name: x.astype(dtype).view(WithoutProducts) for name, x in model.params.items()}
+        model.value_and_grad(params, X.view(WithoutProducts), y, 0.1)
+    objective = LinearObjective(sx.select_backend("cpu"), X.view(WithoutProducts), y, 3, L2(0.1))
+    objective.batch_value_and_grad(rng.normal(size=15).view(WithoutProducts), np.arange(5))
+    with pytest.raises(AssertionError):
+        X.view(WithoutProducts) @ X.T
 
 
 @pytest.mark.usefixtures("on_host")

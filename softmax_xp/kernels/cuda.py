@@ -148,6 +148,17 @@ def source() -> str:
     return files(__package__).joinpath("cross_entropy.cu").read_text(encoding="utf-8")
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """Return the matrix product a @ b, of shapes (m, k) and (k, n); it may be recorded as a graph."""
+    xp = namespace(a=a, b=b)
+    dtype = xp.result_type(a.dtype, b.dtype)
+    out = xp.empty((a.shape[0], b.shape[1]), dtype=dtype)
+    if a.size == 0 or b.size == 0:
+        return xp.zeros_like(out)
+    cublas.matmul(xp.astype(a, dtype, copy=False), xp.astype(b, dtype, copy=False), out)
+    return out
+
+
 def softmax(logits: Array, axis: int = -1) -> Array:
     """Return exp(z) / sum(exp(z)) along `axis`."""
     return _along(logits, axis, "SOFTMAX")
