@@ -239,8 +239,6 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     const T* z = logits + row * logits_step;
     const A* t = static_cast<const A*>(targets) + row * targets_step;
     T* to = out + row * out_step;
-    A at_label = 0;
-    if (TARGETS == LABELS && own.known) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 
     auto unpack = [&](const Pack<T, VEC>& pack, int first, A* x) {
 #pragma unroll
@@ -310,6 +308,9 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     }
     top = over_neighbours<true, GROUP>(sums.top);
     sums.raise(top);
+    // Not before the row is loaded: the address waits for the label, and so would every load that comes after this one.
+    A at_label = 0;
+    if (TARGETS == LABELS && own.known) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
