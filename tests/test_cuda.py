@@ -114,7 +114,8 @@ def test_kernels_compile_and_keep_rows_in_registers(architecture):
     program = nvrtc.createProgram(cuda.source(), "cross_entropy.cu", [], [])
     for name in names:
         nvrtc.addNameExpression(program, name)
-    options = [*cuda.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+    of_cupy = ("--device-as-default-execution-space", "-ftz=true")  # that its compiler.py adds
+    options = [*cuda.OPTIONS, *of_cupy, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
     try:
         nvrtc.compileProgram(program, options)
     except nvrtc.NVRTCError:
@@ -670,10 +671,14 @@ def test_precision_of_sums_on_a_gpu(xp, precision):
     check_precision(precision, xp.asarray, xp.to_numpy)
 
 
+SHAPE = (4096, 256, 128)  # rows, features, classes: for odd ones cuBLAS may not take tensor cores, though it is let
+
+
 def check_precision(precision, move, back):
     rng = np.random.default_rng(0)
-    X, coef = rng.normal(size=(400, 30)).astype("float32"), rng.normal(size=(7, 30)).astype("float32")
-    labels = rng.integers(0, 7, size=400)
+    n, d, c = SHAPE
+    X, coef = rng.normal(size=(n, d)).astype("float32"), rng.normal(size=(c, d)).astype("float32") / d**0.5
+    labels = rng.integers(0, c, size=n)
     loss, grad, slope = reference.linear_sums(*(x.astype("float64") for x in (coef, coef[:, 0], X)), labels)
     sums = cuda.linear_sums(*map(move, (coef, coef[:, 0], X, labels)), workspace=Workspace(1, precision))
     value, by_coef, by_intercept = (back(x) for x in sums)
