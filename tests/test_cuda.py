@@ -19,7 +19,7 @@ from tolerances import LOGIT_ROUNDING, TOLERANCE
 
 import softmax_xp as sx
 from softmax_xp import kernels
-from softmax_xp.kernels import cublas, cuda, reference
+from softmax_xp.kernels import cublas, cuda, launches, reference
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
@@ -36,7 +36,7 @@ DTYPES = ("float32", "float64", "float16", "uint16")  # the latter: bits of bflo
 # --- What is launched ---
 
 
-@pytest.mark.parametrize("dtype", cuda.TYPES)
+@pytest.mark.parametrize("dtype", launches.TYPES)
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 7, 10**8])
 @pytest.mark.parametrize("shared_bytes", [0, *SHARED_BYTES])
@@ -44,16 +44,16 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes
     size, computed = {"float32": (4, 4), "float64": (8, 8)}.get(dtype, (2, 4))
     for n_classes in (*range(1, 2000, 7), 4096, 8192, 10_000, 32768, 32769, 50257, 131072, 1_000_000):
         options = {"aligned": aligned, "shared_bytes": shared_bytes}
-        launch = cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
+        launch = launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
         template, (*kinds, pack, group, held, more) = parsed(launch.kernel)
         pack, group, held = int(pack), int(group), int(held)
-        assert (template, kinds) == ("row_major", [*cuda.TYPES[dtype], "GRADIENT", "LABELS"])
+        assert (template, kinds) == ("row_major", [*launches.TYPES[dtype], "GRADIENT", "LABELS"])
         assert pack == (16 // size if aligned else 1)
         assert (more == "true") == (pack * group * held < n_classes)
-        most = cuda.HELD_BYTES if group <= 32 else cuda.HELD_BYTES_IN_BLOCK
+        most = launches.HELD_BYTES if group <= 32 else launches.HELD_BYTES_IN_BLOCK
         assert held * pack * computed <= most  # else it spills
         assert launch.block % 32 == 0
-        assert launch.block <= cuda.MAX_BLOCK
+        assert launch.block <= launches.MAX_BLOCK
         assert launch.block % group == 0
         assert group <= 32 or group == launch.block
         per_block = launch.block // group
@@ -63,25 +63,25 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes
         beyond = -(-n_classes // (pack * group)) - held
         assert 0 <= launch.kept <= max(0, beyond)
         assert launch.shared == launch.kept * group * pack * size
-        blocks = cuda.MAX_BLOCK // launch.block
-        assert launch.kept == 0 or blocks * (launch.shared + cuda.STATIC_BYTES) <= shared_bytes
+        blocks = launches.MAX_BLOCK // launch.block
+        assert launch.kept == 0 or blocks * (launch.shared + launches.STATIC_BYTES) <= shared_bytes
         if launch.kept < beyond:  # read twice: only where a processor can hold no more
-            assert group == cuda.MAX_BLOCK
-            assert launch.shared + group * pack * size + cuda.STATIC_BYTES > shared_bytes
+            assert group == launches.MAX_BLOCK
+            assert launch.shared + group * pack * size + launches.STATIC_BYTES > shared_bytes
 
 
 def test_rows_of_up_to_290_kilobytes_are_read_once_where_shared_memory_is_large():
     for dtype, most in (("float32", 72_000), ("bfloat16", 128_000), ("float64", 36_000)):
         for n_classes, read_once in ((most, True), (most * 5 // 4, False)):
             options = {"aligned": True, "shared_bytes": SHARED_BYTES[-1]}
-            launch = cuda.launch_of(100, n_classes, dtype, "GRADIENT", "LABELS", **options)
+            launch = launches.launch_of(100, n_classes, dtype, "GRADIENT", "LABELS", **options)
             _, (*_, pack, group, held, _) = parsed(launch.kernel)
             assert (int(pack) * int(group) * (int(held) + launch.kept) >= n_classes) == read_once
 
 
 def test_class_major_logits_have_a_warp_for_32_rows():
     for n_rows, n_classes in itertools.product((1, 32, 33, 10**6), (2, 255, 256, 10_000)):
-        launch = cuda.launch_of(n_rows, n_classes, "float32", "LOSS", "LABELS", class_major=True)
+        launch = launches.launch_of(n_rows, n_classes, "float32", "LOSS", "LABELS", class_major=True)
         template, (*_, slices) = parsed(launch.kernel)
         assert template == "class_major"
         assert launch.block == 32 * int(slices)
@@ -101,16 +101,18 @@ def parsed(kernel):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_and_keep_rows_in_registers(architecture):
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
-    launches = [
-        cuda.launch_of(1000, c, dtype, *kind, aligned=aligned, class_major=class_major, shared_bytes=SHARED_BYTES[-1])
+    variants = [
+        launches.launch_of(
+            1000, c, dtype, *kind, aligned=aligned, class_major=class_major, shared_bytes=SHARED_BYTES[-1]
+        )
         for dtype, kind, c, (aligned, class_major) in itertools.product(
-            cuda.TYPES,
+            launches.TYPES,
             [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")],
             (10, 1000, 4096, 131072),
             [(True, False), (False, False), (False, True)],
         )
     ]
-    names = sorted({launch.kernel for launch in launches})
+    names = sorted({launch.kernel for launch in variants})
     program = nvrtc.createProgram(cuda.source(), "cross_entropy.cu", [], [])
     for name in names:
         nvrtc.addNameExpression(program, name)

@@ -1,8 +1,8 @@
 // The row pass on a GPU: softmax, log-softmax, cross-entropy, its gradient and its Hessian, each in one launch.
 //
-// `reference.py` defines what is computed; `cuda.py` chooses the variant and launches it. Every kernel reads the logits
-// of a row, reduces them in a fixed order, without atomics, and writes what was asked for; in place if `out` is
-// `logits`. Arithmetic is done in A: float, or double for logits that are.
+// `reference.py` defines what is computed; `launches.py` chooses the variant, and `cuda.py` launches it. Every kernel
+// reads the logits of a row, reduces them in a fixed order, without atomics, and writes what was asked for; in place if
+// `out` is `logits`. Arithmetic is done in A: float, or double for logits that are.
 
 typedef long long Index;  // rows times classes pass 2^31
 
