@@ -608,6 +608,17 @@ def test_a_failure_of_cublas_is_told_with_its_status(monkeypatch):
         cublas.matmul(*np.ones((3, 2, 2)))
 
 
+def test_blocks_have_rows_enough_but_not_too_many(monkeypatch):
+    monkeypatch.setattr(cuda, "block_bytes", lambda device: 256 << 20)
+    X, free = np.ones(1), 80 << 30
+    monkeypatch.setattr(cuda, "_free_bytes", lambda: free)
+    for row_bytes, n_rows in ((8, 2**20), (4000, (256 << 20) // 4000), (1 << 20, 2048)):
+        assert cuda._block_bytes(10**8, row_bytes, X) // row_bytes == n_rows
+    free = 4 << 20
+    assert cuda._block_bytes(10**8, 8, X) == 1 << 20
+    assert cuda._block_bytes(10**3, 8, X) >= 8000
+
+
 class WithoutProducts(np.ndarray):
     """An array that takes part in no product of the array API, nor does what is computed from it."""
 

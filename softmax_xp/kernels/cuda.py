@@ -36,6 +36,9 @@ OPTIONS = ("--std=c++17",)
 PRECISIONS = ("float32", "tf32", "bfloat16")
 # Each block of rows costs a pass over the gradient, which with fewer rows takes a share of the time of its products.
 MIN_BLOCK_ROWS = 2048
+# The gradient's product sums over the rows of a block. Where classes and features are few that sum is all that can be
+# shared out among the processors, and where it is very long cuBLAS may have no good kernel. Not measured on a GPU.
+MAX_BLOCK_ROWS = 1 << 20
 FREE_SHARE = 4  # of the memory that is free a block takes at most one in so many parts
 
 
@@ -187,9 +190,9 @@ class _Blocks:
 
 
 def _block_bytes(n_rows: int, row_bytes: int, X: Array) -> int:
-    """Return how large a block of rows should be: as the device likes it, rows enough, and in memory that is free."""
+    """Return how large a block of rows should be: as the device likes it, of rows enough but not too many, and free."""
     usual = block_bytes(device_of(X))
-    wanted = max(usual, min(n_rows, MIN_BLOCK_ROWS) * row_bytes)
+    wanted = min(max(usual, min(n_rows, MIN_BLOCK_ROWS) * row_bytes), MAX_BLOCK_ROWS * row_bytes)
     small = n_rows * row_bytes <= usual // 16  # not worth the question
     return wanted if small else min(wanted, _free_bytes() // FREE_SHARE)
 
