@@ -18,7 +18,7 @@ from benchmarks.data import standard_normal
 from benchmarks.measure import CPU, Device
 from benchmarks.objective import Array
 from softmax_xp._arrays import block_bytes, row_blocks, to_numpy
-from softmax_xp.kernels import cuda, kernels_for, reference
+from softmax_xp.kernels import cuda, kernels_for, launches, reference
 
 CLASSES = (10, 100, 1000, 1024, 4096, 8192, 16384, 32768, 50257, 65536, 131072)
 BOUNDARY_CLASSES = (8, 16, 32, 64, 128, 256, 512, 1000, 1024, 2048, 4096, 8192, 16384, 32768, 50257, 65536, 131072)
@@ -221,37 +221,39 @@ def _fault(call: Call, expected: tuple[Array, Array, Array], allowed: float) -> 
 # --- The boundaries between the launches ---
 
 
-def alternatives(n_classes: int, dtype: str, n_rows: int, shared_bytes: int) -> list[cuda.Launch]:
+def alternatives(n_classes: int, dtype: str, n_rows: int, shared_bytes: int) -> list[launches.Launch]:
     """Return the launches that could serve the gradient of row-major logits, the one that is chosen first.
 
     That of rows that are not aligned is among them; and any number of threads a row, with as many of its classes in
     registers as there are, or as half or all of what may be held, and none or all of the others in shared memory.
     """
-    stored, computed = cuda.TYPES[dtype]
+    stored, computed = launches.TYPES[dtype]
     kinds = f"{stored}, {computed}, GRADIENT, LABELS"
-    pack = cuda.PACK_BYTES // cuda._itemsize(dtype)
+    pack = launches.PACK_BYTES // launches.itemsize(dtype)
     aligned = n_classes % pack == 0
-    launches = [
-        cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own, shared_bytes=shared_bytes)
+    serving = [
+        launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own, shared_bytes=shared_bytes)
         for own in (aligned, False)
     ]
     pack = pack if aligned else 1
-    most = [room // (cuda._itemsize(computed) * pack) for room in (cuda.HELD_BYTES_IN_BLOCK, cuda.HELD_BYTES)]
-    for group in cuda.GROUPS:
-        if group >= 2 * max(-(-n_classes // pack), cuda.GROUPS[0]):
+    most = [
+        room // (launches.itemsize(computed) * pack) for room in (launches.HELD_BYTES_IN_BLOCK, launches.HELD_BYTES)
+    ]
+    for group in launches.GROUPS:
+        if group >= 2 * max(-(-n_classes // pack), launches.GROUPS[0]):
             break  # half of the threads would have nothing to do
         needed = -(-n_classes // (pack * group))
         for wanted in sorted({min(needed, limit) for limit in most}):
-            held = next(held for held in cuda.HELD_PACKS if held >= wanted)
-            launches += [
-                cuda.row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
-                for in_shared in (0, cuda._room(group, pack, dtype, shared_bytes)[1])
+            held = next(held for held in launches.HELD_PACKS if held >= wanted)
+            serving += [
+                launches.row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
+                for in_shared in (0, launches.room(group, pack, dtype, shared_bytes)[1])
             ]
-    return list(dict.fromkeys(launches))
+    return list(dict.fromkeys(serving))
 
 
 @contextmanager
-def forced(launch: cuda.Launch) -> Iterator[None]:
+def forced(launch: launches.Launch) -> Iterator[None]:
     """Let every pass be done by one launch meanwhile."""
     with patch.object(cuda, "launch_of", lambda *args, **options: launch):
         yield
@@ -262,10 +264,10 @@ def _boundaries(device: Device, n_classes: int, dtype: str, n_bytes: int, rounds
     z, y = problem(device, n_classes, dtype, n_bytes)
     xp = device.backend.xp
     own, expected = xp.asarray(z, copy=True), exact(z, y)
-    launches = alternatives(n_classes, dtype, len(z), cuda._shared_bytes(z))
+    serving = alternatives(n_classes, dtype, len(z), cuda._shared_bytes(z))
     call = ours(device, own, y)
     best, notes = {}, {}
-    for launch in launches:
+    for launch in serving:
         xp.copyto(own, z)
         with forced(launch):
             if fault := _fault(call, expected, TOLERANCE[dtype]):
@@ -277,7 +279,7 @@ def _boundaries(device: Device, n_classes: int, dtype: str, n_bytes: int, rounds
         "n_classes": n_classes,
         "n_rows": len(z),
         "bytes": bytes_moved(z),
-        "chosen": shape_of(launches[0], n_classes),
+        "chosen": shape_of(serving[0], n_classes),
         "best_s": {shape: best[shape] for shape in ranked},
         "notes": notes,
     }
@@ -341,7 +343,7 @@ def _show_boundaries(dtype: str, rows: Sequence[dict[str, Any]], device: Device)
     )
 
 
-def shape_of(launch: cuda.Launch, n_classes: int) -> str:
+def shape_of(launch: launches.Launch, n_classes: int) -> str:
     """Return pack x group x held, then what is kept in shared memory, and a + where there is more."""
     *_, pack, group, held, _ = launch.kernel.removesuffix(">").split(", ")
     more = int(pack) * int(group) * (int(held) + launch.kept) < n_classes

@@ -133,30 +133,30 @@ class MLP:
 
     def forward(self, params: Params, X: Array) -> tuple[Array, list[Array]]:
         """Return the logits, and the input of each layer for the way back."""
-        xp = namespace(X=X)
+        xp, matmul = namespace(X=X), backend_of(X).kernels(X.dtype).matmul
         inputs = []
         last = len(self.sizes) - 2
         h = X
         for layer in range(last + 1):
             weight, intercept = self.layer_names(layer)
             inputs.append(h)
-            h = h @ params[weight] + params[intercept]
+            h = matmul(h, params[weight]) + params[intercept]
             if layer < last:
                 h = xp.tanh(h) if self.activation == "tanh" else xp.where(h > 0, h, xp.zeros_like(h))
         return h, inputs
 
     def backward(self, params: Params, inputs: list[Array], dlogits: Array) -> Params:
         """Return the gradient of each parameter, given that of the logits and what `forward` kept."""
-        xp = namespace(dlogits=dlogits)
+        xp, matmul = namespace(dlogits=dlogits), backend_of(dlogits).kernels(dlogits.dtype).matmul
         grads = {}
         dh = dlogits
         for layer in range(len(inputs) - 1, -1, -1):
             weight, intercept = self.layer_names(layer)
             h = inputs[layer]
-            grads[weight] = h.T @ dh
+            grads[weight] = matmul(h.T, dh)
             grads[intercept] = xp.sum(dh, axis=0)
             if layer > 0:
-                dh = dh @ params[weight].T
+                dh = matmul(dh, params[weight].T)
                 # h is this layer's input: the activation of the layer below, whose slope it tells.
                 dh = dh * (1.0 - h * h) if self.activation == "tanh" else xp.where(h > 0, dh, xp.zeros_like(dh))
         return grads

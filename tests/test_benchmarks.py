@@ -216,7 +216,7 @@ def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
     with kernel.forced(launches[-1]):
         assert kernel.cuda.launch_of(1, 2, dtype, "LOSS") == launches[-1]
     assert kernel.cuda.launch_of(1, 2, dtype, "LOSS") != launches[-1]
-    launch = kernel.cuda.row_launch(9, 100_000, "float32", "float, float, GRADIENT, LABELS", 4, 1024, 4, 14)
+    launch = kernel.launches.row_launch(9, 100_000, "float32", "float, float, GRADIENT, LABELS", 4, 1024, 4, 14)
     assert kernel.shape_of(launch, 100_000) == "4 x 1024 x 4 and 14 +"
     assert kernel.shape_of(launch, 73_728) == "4 x 1024 x 4 and 14"
 

@@ -19,8 +19,10 @@ from tolerances import LOGIT_ROUNDING, TOLERANCE
 
 import softmax_xp as sx
 from softmax_xp import kernels
-from softmax_xp.kernels import cublas, cuda, reference
+from softmax_xp.kernels import cublas, cuda, launches, reference
 from softmax_xp.kernels.workspace import Workspace
+from softmax_xp.objective import LinearObjective
+from softmax_xp.penalties import L2
 
 HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 90, 100, 120)
@@ -34,7 +36,7 @@ DTYPES = ("float32", "float64", "float16", "uint16")  # the latter: bits of bflo
 # --- What is launched ---
 
 
-@pytest.mark.parametrize("dtype", cuda.TYPES)
+@pytest.mark.parametrize("dtype", launches.TYPES)
 @pytest.mark.parametrize("aligned", [False, True])
 @pytest.mark.parametrize("n_rows", [1, 7, 10**8])
 @pytest.mark.parametrize("shared_bytes", [0, *SHARED_BYTES])
@@ -42,16 +44,16 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes
     size, computed = {"float32": (4, 4), "float64": (8, 8)}.get(dtype, (2, 4))
     for n_classes in (*range(1, 2000, 7), 4096, 8192, 10_000, 32768, 32769, 50257, 131072, 1_000_000):
         options = {"aligned": aligned, "shared_bytes": shared_bytes}
-        launch = cuda.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
+        launch = launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
         template, (*kinds, pack, group, held, more) = parsed(launch.kernel)
         pack, group, held = int(pack), int(group), int(held)
-        assert (template, kinds) == ("row_major", [*cuda.TYPES[dtype], "GRADIENT", "LABELS"])
+        assert (template, kinds) == ("row_major", [*launches.TYPES[dtype], "GRADIENT", "LABELS"])
         assert pack == (16 // size if aligned else 1)
         assert (more == "true") == (pack * group * held < n_classes)
-        most = cuda.HELD_BYTES if group <= 32 else cuda.HELD_BYTES_IN_BLOCK
+        most = launches.HELD_BYTES if group <= 32 else launches.HELD_BYTES_IN_BLOCK
         assert held * pack * computed <= most  # else it spills
         assert launch.block % 32 == 0
-        assert launch.block <= cuda.MAX_BLOCK
+        assert launch.block <= launches.MAX_BLOCK
         assert launch.block % group == 0
         assert group <= 32 or group == launch.block
         per_block = launch.block // group
@@ -61,25 +63,25 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes
         beyond = -(-n_classes // (pack * group)) - held
         assert 0 <= launch.kept <= max(0, beyond)
         assert launch.shared == launch.kept * group * pack * size
-        blocks = cuda.MAX_BLOCK // launch.block
-        assert launch.kept == 0 or blocks * (launch.shared + cuda.STATIC_BYTES) <= shared_bytes
+        blocks = launches.MAX_BLOCK // launch.block
+        assert launch.kept == 0 or blocks * (launch.shared + launches.STATIC_BYTES) <= shared_bytes
         if launch.kept < beyond:  # read twice: only where a processor can hold no more
-            assert group == cuda.MAX_BLOCK
-            assert launch.shared + group * pack * size + cuda.STATIC_BYTES > shared_bytes
+            assert group == launches.MAX_BLOCK
+            assert launch.shared + group * pack * size + launches.STATIC_BYTES > shared_bytes
 
 
 def test_rows_of_up_to_290_kilobytes_are_read_once_where_shared_memory_is_large():
     for dtype, most in (("float32", 72_000), ("bfloat16", 128_000), ("float64", 36_000)):
         for n_classes, read_once in ((most, True), (most * 5 // 4, False)):
             options = {"aligned": True, "shared_bytes": SHARED_BYTES[-1]}
-            launch = cuda.launch_of(100, n_classes, dtype, "GRADIENT", "LABELS", **options)
+            launch = launches.launch_of(100, n_classes, dtype, "GRADIENT", "LABELS", **options)
             _, (*_, pack, group, held, _) = parsed(launch.kernel)
             assert (int(pack) * int(group) * (int(held) + launch.kept) >= n_classes) == read_once
 
 
 def test_class_major_logits_have_a_warp_for_32_rows():
     for n_rows, n_classes in itertools.product((1, 32, 33, 10**6), (2, 255, 256, 10_000)):
-        launch = cuda.launch_of(n_rows, n_classes, "float32", "LOSS", "LABELS", class_major=True)
+        launch = launches.launch_of(n_rows, n_classes, "float32", "LOSS", "LABELS", class_major=True)
         template, (*_, slices) = parsed(launch.kernel)
         assert template == "class_major"
         assert launch.block == 32 * int(slices)
@@ -99,20 +101,23 @@ def parsed(kernel):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_kernels_compile_and_keep_rows_in_registers(architecture):
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
-    launches = [
-        cuda.launch_of(1000, c, dtype, *kind, aligned=aligned, class_major=class_major, shared_bytes=SHARED_BYTES[-1])
+    variants = [
+        launches.launch_of(
+            1000, c, dtype, *kind, aligned=aligned, class_major=class_major, shared_bytes=SHARED_BYTES[-1]
+        )
         for dtype, kind, c, (aligned, class_major) in itertools.product(
-            cuda.TYPES,
+            launches.TYPES,
             [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")],
             (10, 1000, 4096, 131072),
             [(True, False), (False, False), (False, True)],
         )
     ]
-    names = sorted({launch.kernel for launch in launches})
+    names = sorted({launch.kernel for launch in variants})
     program = nvrtc.createProgram(cuda.source(), "cross_entropy.cu", [], [])
     for name in names:
         nvrtc.addNameExpression(program, name)
-    options = [*cuda.OPTIONS, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
+    of_cupy = ("--device-as-default-execution-space", "-ftz=true")  # that its compiler.py adds
+    options = [*cuda.OPTIONS, *of_cupy, f"-arch=sm_{architecture}", "--ptxas-options=-v"]
     try:
         nvrtc.compileProgram(program, options)
     except nvrtc.NVRTCError:
@@ -251,8 +256,8 @@ def linear_outcomes():
 
 
 @pytest.fixture(scope="module")
-def on_host(tmp_path_factory):
-    """Let the provider launch kernels, and multiply, on this machine."""
+def kernels_on_host(tmp_path_factory):
+    """What stands for `cuda._kernel` on this machine: it compiles kernels for it, those of the problems at once."""
     if COMPILER is None:
         pytest.skip("no g++ to compile the kernels with")
     folder = tmp_path_factory.mktemp("kernels")
@@ -272,22 +277,31 @@ def on_host(tmp_path_factory):
 
         return run
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cuda, "block_bytes", lambda device: 5000)
-        patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
-        patch.setattr(cuda, "_shared_bytes", lambda like: 60_000)
-        patch.setattr(cuda, "_free_bytes", lambda: 10**6)
-        patch.setattr(cuda, "_kernel", kernel)
-        patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
-        patch.setattr(cublas, "_gemm", gemm)
-        with np.errstate(all="ignore"):
-            for p in problems():  # to know the kernels that it takes, and compile them at once
-                list(outcomes(p))
-            list(linear_outcomes())
-            list(extremes())
-        functions.update(built(sorted(set(collected)), folder / "all"))
-        collected = None
-        yield
+    with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+        run_on_host(patch, kernel)
+        for p in problems():  # to know the kernels that it takes
+            list(outcomes(p))
+        list(linear_outcomes())
+        list(extremes())
+    functions.update(built(sorted(set(collected)), folder / "all"))
+    collected = None
+    return kernel
+
+
+@pytest.fixture
+def on_host(kernels_on_host, monkeypatch):
+    """Let the provider launch kernels, and multiply, on this machine."""
+    run_on_host(monkeypatch, kernels_on_host)
+
+
+def run_on_host(patch, kernel):
+    patch.setattr(cuda, "block_bytes", lambda device: 5000)
+    patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
+    patch.setattr(cuda, "_shared_bytes", lambda like: 60_000)
+    patch.setattr(cuda, "_free_bytes", lambda: 10**6)
+    patch.setattr(cuda, "_kernel", kernel)
+    patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
+    patch.setattr(cublas, "_gemm", gemm)
 
 
 def c_type(x):
@@ -339,6 +353,8 @@ def gemm(compute, m, n, k, alpha, a, layout_a, b, layout_b, beta, out, layout_ou
         x = x.T if layout.by_columns else x
         if x.dtype == np.uint16:
             return widened(x).astype(np.float32)
+        if x.dtype == np.float16:
+            return x.astype(np.float32)
         if compute == "32F_FAST_TF32":
             bits = np.ascontiguousarray(x).view(np.uint32)
             return ((bits + 0xFFF + (bits >> 13 & 1)) >> 13 << 13).astype(np.uint32).view(np.float32)
@@ -501,6 +517,31 @@ def check_products(dtype, move, back):
                 np.testing.assert_allclose(back(out), times * exact, rtol=0, atol=atol)
 
 
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_matmul_is_the_reference(dtype):
+    check_matmul(dtype, lambda x: x, lambda x: x)
+
+
+@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_matmul_is_the_reference_on_a_gpu(xp, dtype):
+    check_matmul(dtype, lambda x: on_gpu(xp, x), xp.to_numpy)
+
+
+def check_matmul(dtype, move, back):
+    rng = np.random.default_rng(0)
+    for (m, k, n), lay_a, lay_b in itertools.product(((1, 1, 1), (5, 4, 3), (7, 0, 2), (0, 3, 2)), LAYOUTS, LAYOUTS):
+        a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
+        product = back(cuda.matmul(move(lay_a(a)), move(lay_b(b))))
+        assert product.dtype == dtype
+        expected = reference.matmul(widened(a), widened(b))
+        assert product.shape == expected.shape
+        np.testing.assert_allclose(product, expected, rtol=0, atol=20 * np.finfo(dtype).eps)
+    a, b = rng.normal(size=(5, 4)).astype(dtype), rng.normal(size=(4, 3))
+    assert back(cuda.matmul(move(a), move(b))).dtype == np.float64
+
+
 def beside_others(x):
     """A view of x in a matrix with more columns."""
     memory = np.full((len(x), x.shape[1] + 2), 9, dtype=x.dtype)
@@ -537,6 +578,82 @@ def test_a_result_by_columns_is_refused():
         cublas.matmul(np.ones((2, 2)), np.ones((2, 2)), np.ones((2, 2), order="F"))
 
 
+@pytest.mark.parametrize("shapes", [((2, 3), (4, 2), (2, 2)), ((2, 3), (3, 2), (2, 3)), ((2, 3), (3, 2), (3, 2))])
+def test_shapes_that_do_not_belong_together_are_refused(shapes):
+    with pytest.raises(ValueError, match="shapes must be"):
+        cublas.matmul(*map(np.ones, shapes))
+
+
+def test_numbers_for_cublas_are_those_of_cupy():
+    libraries = pytest.importorskip("cupy_backends.cuda.libs", exc_type=ImportError)
+    runtime = pytest.importorskip("cupy_backends.cuda.api.runtime", exc_type=ImportError)
+    names = {"float32": "32F", "float64": "64F", "float16": "16F", "bfloat16": "16BF", "uint16": "16BF"}
+    assert {name: getattr(runtime, f"CUDA_R_{kind}") for name, kind in names.items()} == cublas.TYPES
+    for name, number in cublas.COMPUTE_TYPES.items():
+        assert number == getattr(libraries.cublas, f"CUBLAS_COMPUTE_{name}")
+    assert (cublas.AS_IT_IS, cublas.TRANSPOSED) == (libraries.cublas.CUBLAS_OP_N, libraries.cublas.CUBLAS_OP_T)
+    assert cublas.DEFAULT_ALGORITHM == libraries.cublas.CUBLAS_GEMM_DEFAULT
+
+
+def test_a_failure_of_cublas_is_told_with_its_status(monkeypatch):
+    """The library that CuPy loads is called without a handle, which it refuses."""
+    pytest.importorskip("cupy_backends.cuda.libs", exc_type=ImportError)
+    monkeypatch.setattr(cublas, "_handle_and_stream", lambda: (0, 0))
+    monkeypatch.setattr(cublas, "address", lambda x: x.ctypes.data)
+    with pytest.raises(RuntimeError, match=r"cublasSetStream .* status 1 "):
+        cublas.matmul(*np.ones((3, 2, 2)))
+    _, gemm = cublas._functions()
+    monkeypatch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, gemm))
+    with pytest.raises(RuntimeError, match=r"cublasGemmEx .* status 1 "):
+        cublas.matmul(*np.ones((3, 2, 2)))
+
+
+def test_blocks_have_rows_enough_but_not_too_many(monkeypatch):
+    monkeypatch.setattr(cuda, "block_bytes", lambda device: 256 << 20)
+    X, free = np.ones(1), 80 << 30
+    monkeypatch.setattr(cuda, "_free_bytes", lambda: free)
+    for row_bytes, n_rows in ((8, 2**20), (4000, (256 << 20) // 4000), (1 << 20, 2048)):
+        assert cuda._block_bytes(10**8, row_bytes, X) // row_bytes == n_rows
+    free = 4 << 20
+    assert cuda._block_bytes(10**8, 8, X) == 1 << 20
+    assert cuda._block_bytes(10**3, 8, X) >= 8000
+
+
+class WithoutProducts(np.ndarray):
+    """An array that takes part in no product of the array API, nor does what is computed from it."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        assert ufunc not in (np.matmul, np.vecdot)
+        results = getattr(ufunc, method)(*map(plain, inputs), **{name: plain(x) for name, x in options.items()})
+        return results.view(WithoutProducts) if isinstance(results, np.ndarray) else results
+
+    def __array_function__(self, function, types, arguments, options):
+        assert function not in (np.dot, np.vdot, np.inner, np.tensordot, np.einsum)
+        return super().__array_function__(function, types, arguments, options)
+
+
+def plain(x):
+    """The same in ordinary arrays."""
+    if isinstance(x, tuple):
+        return tuple(map(plain, x))
+    return x.view(np.ndarray) if isinstance(x, WithoutProducts) else x
+
+
+@pytest.mark.usefixtures("evaluations")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_steps_leave_every_product_to_the_kernels(dtype, rng, monkeypatch):
+    """The others are CuPy's, which it does not let be recorded as a graph."""
+    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float64"), "cuda")
+    X, y = rng.normal(size=(9, 4)).astype(dtype), rng.integers(0, 3, size=9)
+    for model in (sx.Linear(4, 3), sx.MLP([4, 6, 3]), sx.MLP([4, 6, 3], activation="tanh")):
+        params = {name: x.astype(dtype).view(WithoutProducts) for name, x in model.params.items()}
+        model.value_and_grad(params, X.view(WithoutProducts), y, 0.1)
+    objective = LinearObjective(sx.select_backend("cpu"), X.view(WithoutProducts), y, 3, L2(0.1))
+    objective.batch_value_and_grad(rng.normal(size=15).view(WithoutProducts), np.arange(5))
+    with pytest.raises(AssertionError):
+        X.view(WithoutProducts) @ X.T
+
+
 @pytest.mark.usefixtures("on_host")
 def test_rounding_to_bfloat16_is_to_the_nearest_even():
     check_rounding(lambda x: x, lambda x: x)
@@ -567,10 +684,14 @@ def test_precision_of_sums_on_a_gpu(xp, precision):
     check_precision(precision, xp.asarray, xp.to_numpy)
 
 
+SHAPE = (4096, 256, 128)  # rows, features, classes: for odd ones cuBLAS may not take tensor cores, though it is let
+
+
 def check_precision(precision, move, back):
     rng = np.random.default_rng(0)
-    X, coef = rng.normal(size=(400, 30)).astype("float32"), rng.normal(size=(7, 30)).astype("float32")
-    labels = rng.integers(0, 7, size=400)
+    n, d, c = SHAPE
+    X, coef = rng.normal(size=(n, d)).astype("float32"), rng.normal(size=(c, d)).astype("float32") / d**0.5
+    labels = rng.integers(0, c, size=n)
     loss, grad, slope = reference.linear_sums(*(x.astype("float64") for x in (coef, coef[:, 0], X)), labels)
     sums = cuda.linear_sums(*map(move, (coef, coef[:, 0], X, labels)), workspace=Workspace(1, precision))
     value, by_coef, by_intercept = (back(x) for x in sums)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -28,8 +30,9 @@ def recordings(xp, monkeypatch):
         return launch, outputs
 
     def counting(function):
-        made.append(function)
-        return (recorded if xp.name == "cupy" else replayed)(function)
+        result = (recorded if xp.name == "cupy" else replayed)(function)
+        made.append(function)  # if it could be recorded
+        return result
 
     monkeypatch.setattr(graphs, "recorded", counting)
     monkeypatch.setattr(Backend, "repeated", lambda self, function: graphs.Repeated(function))
@@ -72,6 +75,79 @@ def test_large_arguments_are_not_copied(xp, recordings, monkeypatch):
     repeated(x)
     assert seen[0] is x
     assert not recordings
+
+
+@pytest.mark.parametrize("error", [NotImplementedError, RuntimeError])
+def test_what_cannot_be_recorded_is_called_as_it_is(monkeypatch, error):
+    tried = []
+
+    def recorded(function):
+        tried.append(function)
+        raise error("not while the stream is captured")
+
+    monkeypatch.setattr(graphs, "recorded", recorded)
+    repeated = graphs.Repeated(lambda x, factor: {"product": x * factor})
+    for n, factor in ((3, 0.5), (3, 2.0), (4, 1.0)):
+        np.testing.assert_array_equal(repeated(np.ones(n), factor)["product"], np.full(n, factor))
+    assert len(tried) == 2  # once for each shape
+
+
+def test_an_error_of_the_function_is_not_taken_for_one_of_the_recording(monkeypatch):
+    def broken(x):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(graphs, "recorded", lambda function: (function, function()))
+    with pytest.raises(RuntimeError, match="broken"):
+        graphs.Repeated(broken)(np.ones(3))
+    with pytest.raises(ValueError, match="broadcast"):
+        graphs.Repeated(lambda x: x + np.ones(2))(np.ones(3))
+
+
+class Stream:
+    """A stream of CUDA that ends a recording when it breaks off, and says so."""
+
+    def __init__(self, non_blocking=True):
+        self.capturing = self.broken = False
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        assert not self.capturing  # CUDA would refuse the next use of it
+
+    def synchronize(self):
+        assert not self.capturing
+
+    def begin_capture(self):
+        self.capturing = True
+
+    def end_capture(self):
+        self.capturing = False
+        if self.broken:
+            raise RuntimeError("cudaErrorStreamCaptureInvalidated")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_recording_that_fails_is_ended_and_its_error_told(monkeypatch, broken):
+    stream = Stream()
+    stream.broken = broken
+    cuda = SimpleNamespace(
+        MemoryPool=lambda: SimpleNamespace(malloc=None),
+        Stream=lambda non_blocking: stream,
+        get_current_stream=lambda: stream,
+        using_allocator=lambda malloc: nullcontext(),
+    )
+    pool = SimpleNamespace(free_all_blocks=lambda: None)
+    cupy = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool)
+    monkeypatch.setattr(graphs, "import_module", lambda name: cupy)
+
+    def function():
+        if stream.capturing:
+            raise NotImplementedError("not while the stream is captured")
+
+    with pytest.raises(NotImplementedError):
+        graphs.recorded(function)
+    assert not stream.capturing
 
 
 OPTIMIZERS = [

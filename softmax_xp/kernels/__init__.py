@@ -29,6 +29,9 @@ class Kernels(Protocol):
     PRECISIONS: tuple[str, ...]
     """Those of this module's that a workspace may ask for."""
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        """Return the matrix product a @ b."""
+
     def softmax(self, logits: Array, axis: int = -1) -> Array:
         """Return the softmax of `logits` along `axis`."""
 

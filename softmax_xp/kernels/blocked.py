@@ -64,6 +64,12 @@ Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
 RowPass: TypeAlias = Callable[[list[np.ndarray], slice, np.ndarray], np.ndarray | None]
 
 
+def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the matrix product a @ b, of shapes (m, k) and (k, n)."""
+    product: np.ndarray = a @ b
+    return product
+
+
 def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
     """Return exp(z) / sum(exp(z)) along `axis`."""
     z: np.ndarray = logits - logits.max(axis=axis, keepdims=True)

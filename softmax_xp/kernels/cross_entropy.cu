@@ -1,8 +1,8 @@
 // The row pass on a GPU: softmax, log-softmax, cross-entropy, its gradient and its Hessian, each in one launch.
 //
-// `reference.py` defines what is computed; `cuda.py` chooses the variant and launches it. Every kernel reads the logits
-// of a row, reduces them in a fixed order, without atomics, and writes what was asked for; in place if `out` is
-// `logits`. Arithmetic is done in A: float, or double for logits that are.
+// `reference.py` defines what is computed; `launches.py` chooses the variant, and `cuda.py` launches it. Every kernel
+// reads the logits of a row, reduces them in a fixed order, without atomics, and writes what was asked for; in place if
+// `out` is `logits`. Arithmetic is done in A: float, or double for logits that are.
 
 typedef long long Index;  // rows times classes pass 2^31
 
@@ -239,8 +239,6 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     const T* z = logits + row * logits_step;
     const A* t = static_cast<const A*>(targets) + row * targets_step;
     T* to = out + row * out_step;
-    A at_label = 0;
-    if (TARGETS == LABELS && own.known) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 
     auto unpack = [&](const Pack<T, VEC>& pack, int first, A* x) {
 #pragma unroll
@@ -310,6 +308,9 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     }
     top = over_neighbours<true, GROUP>(sums.top);
     sums.raise(top);
+    // Not before the row is loaded: the address waits for the label, and so would every load that comes after this one.
+    A at_label = 0;
+    if (TARGETS == LABELS && own.known) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;

@@ -1,10 +1,14 @@
 """Matrix products by cuBLAS: in the precision that the caller names, and into memory that is there, added if asked.
 
-CuPy's own `matmul` takes its precision from the process, and adds by a pass of its own.
+CuPy's own `matmul` takes its precision from the process, adds by a pass of its own, and refuses to be recorded as a
+graph, which cuBLAS allows: `setStream` of `cupy_backends.cuda.libs.cublas` raises NotImplementedError (CuPy 14.2).
 """
 
 from __future__ import annotations
 
+import ctypes
+import os
+from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -12,8 +16,12 @@ import numpy as np
 
 from softmax_xp._arrays import Array, dtype_name
 
-# Of arrays, as cuBLAS calls their types; uint16 holds the bits of bfloat16, for which the library has no dtype.
-TYPES = {"float32": "CUDA_R_32F", "float64": "CUDA_R_64F", "uint16": "CUDA_R_16BF"}
+# The numbers that cuBLAS has for the types of arrays (cudaDataType) and of sums (cublasComputeType_t), and for others.
+# uint16 holds the bits of bfloat16, for which CuPy has no dtype of its own.
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14, "uint16": 14}
+COMPUTE_TYPES = {"32F": 68, "64F": 70, "32F_FAST_TF32": 77}
+AS_IT_IS, TRANSPOSED = 0, 1
+DEFAULT_ALGORITHM = -1
 
 
 class Layout(NamedTuple):
@@ -36,17 +44,27 @@ def layout_of(x: Array) -> Layout | None:
 def matmul(a: Array, b: Array, out: Array, *, tf32: bool = False, add: bool = False) -> None:
     """Write a @ b to `out`, or add it there.
 
-    Sums are made in float32, or in float64 where `out` is.
+    Sums are made in float32, or in float64 where `out` is. A factor is read as it lies, transposed or not; one of which
+    neither rows nor columns lie in one piece is copied first.
 
     Parameters
     ----------
-    a : array of shape (m, k), float32, float64, or uint16 with the bits of bfloat16
+    a : array of shape (m, k), a key of TYPES; uint16 has the bits of bfloat16
     b : array of shape (k, n), of the dtype of `a`
-    out : array of shape (m, n), float64 for float64 and float32 for the others, its rows in one piece
+    out : array of shape (m, n), of the dtype of `a`, or float32 for those of 16 bits, its rows in one piece
     tf32 : bool
         Whether float32 factors may be rounded to ten bits behind the point, as tensor cores take them.
     add : bool
+
+    Raises
+    ------
+    ValueError
+        For shapes that do not belong together, or an `out` that lies otherwise.
+    RuntimeError
+        With the status of cuBLAS, when that cannot do it.
     """
+    if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
+        raise ValueError(f"shapes must be (m, k), (k, n) and (m, n), got {a.shape}, {b.shape} and {out.shape}.")
     (a, layout_a), (b, layout_b), layout_out = _in_pieces(a), _in_pieces(b), layout_of(out)
     if layout_out is None or layout_out.by_columns:
         raise ValueError(f"`out` must have its rows in one piece, got strides {out.strides}; pass a C-ordered array.")
@@ -79,23 +97,67 @@ def _gemm(
 ) -> None:
     """Call cublasGemmEx for out (m, n) = alpha a (m, k) @ b (k, n) + beta out, matrices that go by columns.
 
-    What the layouts call rows are columns here.
+    It runs on the current stream, or is recorded there. What the layouts call rows are columns here.
     """
-    cublas: Any = import_module("cupy_backends.cuda.libs.cublas")
-    runtime: Any = import_module("cupy_backends.cuda.api.runtime")
+    set_stream, gemm = _functions()
+    handle, stream = _handle_and_stream()
 
-    def operand(x: Array) -> tuple[int, int]:
-        return address(x), getattr(runtime, TYPES[dtype_name(x.dtype)])
+    def operand(x: Array, layout: Layout) -> tuple[int, int, int]:
+        return address(x), TYPES[dtype_name(x.dtype)], layout.step
 
-    cublas.gemmEx(
-        import_module("cupy").cuda.device.get_cublas_handle(),
-        *(cublas.CUBLAS_OP_T if layout.by_columns else cublas.CUBLAS_OP_N for layout in (layout_a, layout_b)),
+    _check("cublasSetStream", set_stream(handle, stream))
+    status = gemm(
+        handle,
+        *(TRANSPOSED if layout.by_columns else AS_IT_IS for layout in (layout_a, layout_b)),
         *(m, n, k, alpha.ctypes.data),
-        *(*operand(a), layout_a.step, *operand(b), layout_b.step),
-        *(beta.ctypes.data, *operand(out), layout_out.step),
-        getattr(cublas, f"CUBLAS_COMPUTE_{compute}"),
-        cublas.CUBLAS_GEMM_DEFAULT,
+        *(*operand(a, layout_a), *operand(b, layout_b)),
+        *(beta.ctypes.data, *operand(out, layout_out)),
+        *(COMPUTE_TYPES[compute], DEFAULT_ALGORITHM),
     )
+    _check("cublasGemmEx", status)
+
+
+@cache
+def _functions() -> tuple[Any, Any]:
+    """Return cublasSetStream and cublasGemmEx, with 64-bit sizes, of the cuBLAS that CuPy has loaded."""
+    wrapper = import_module("cupy_backends.cuda.libs").cublas  # to ask for it makes CuPy find and load the library
+    if os.name == "nt":
+        path = import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path  # as CuPy finds it
+    else:
+        path = wrapper.__file__  # its own library: a function that is looked up here is looked up in what it links, too
+    library = ctypes.CDLL(path)
+    set_stream, gemm = library.cublasSetStream_v2, library.cublasGemmEx_64
+    pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
+    matrix = (pointer, number, size)  # address, type, and step
+    set_stream.argtypes = (pointer, pointer)
+    gemm.argtypes = (
+        pointer,
+        number,
+        number,
+        size,
+        size,
+        size,
+        pointer,
+        *matrix,
+        *matrix,
+        pointer,
+        *matrix,
+        number,
+        number,
+    )
+    set_stream.restype = gemm.restype = number
+    return set_stream, gemm
+
+
+def _handle_and_stream() -> tuple[int, int]:
+    """Return CuPy's cuBLAS handle for this thread and the current device, and the current stream."""
+    cuda: Any = import_module("cupy").cuda
+    return cuda.device.get_cublas_handle(), cuda.get_current_stream().ptr
+
+
+def _check(function: str, status: int) -> None:
+    if status:
+        raise RuntimeError(f"{function} of cuBLAS failed with status {status} (cublasStatus_t).")
 
 
 def _in_pieces(x: Array) -> tuple[Array, Layout]:

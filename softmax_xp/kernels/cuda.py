@@ -1,4 +1,4 @@
-"""The row pass for CuPy: which variant of the kernels in `cross_entropy.cu` serves which shape, and its launch.
+"""The row pass for CuPy, by the kernels in `cross_entropy.cu`, of which `launches` chooses the variant.
 
 The same functions as `reference`, with the same arguments and results. Logits are formed for a block of rows at a
 time, row-major, and turned into their gradient in place, by one launch between the two matrix products.
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,125 +27,35 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.kernels import cublas
+from softmax_xp.kernels.launches import BLOCK, PACK_BYTES, STATIC_BYTES, TYPES, launch_of
 from softmax_xp.kernels.workspace import Workspace
 
 OPTIONS = ("--std=c++17",)
-# Number as it lies in memory -> number that is computed with, as C++ spells them.
-TYPES = {
-    "float32": ("float", "float"),
-    "float64": ("double", "double"),
-    "float16": ("Half", "float"),
-    "bfloat16": ("BFloat16", "float"),
-    "uint16": ("BFloat16", "float"),  # its bits, for which CuPy has no dtype of its own
-}
 # Of the matrix products of float32: as they are, with factors of ten bits behind the point, or of seven; summed in
 # float32 always.
 PRECISIONS = ("float32", "tf32", "bfloat16")
-PACK_BYTES = 16  # the widest access that a thread has
-# Of one row a thread holds so much in registers: alone or among the threads of a warp, and in a block of its own, whose
-# threads have 64 registers each, so that a processor can have 1024 of them. Twice as much spills.
-HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
-HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # what is compiled for: the next above what is needed
-GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads a row
-WARP = 32
-BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
-MAX_BLOCK = 1024
-STATIC_BYTES = 2048  # of shared memory that a block takes anyway
-SLICES = 8  # warps that share 32 rows of class-major logits
-MIN_SLICE = 32  # classes: with fewer to share, one warp does
 # Each block of rows costs a pass over the gradient, which with fewer rows takes a share of the time of its products.
 MIN_BLOCK_ROWS = 2048
+# The gradient's product sums over the rows of a block. Where classes and features are few that sum is all that can be
+# shared out among the processors, and where it is very long cuBLAS may have no good kernel. Not measured on a GPU.
+MAX_BLOCK_ROWS = 1 << 20
 FREE_SHARE = 4  # of the memory that is free a block takes at most one in so many parts
-
-
-class Launch(NamedTuple):
-    """One launch: the instance of a kernel as C++ spells it, blocks, and threads a block.
-
-    `kept` is the number of packs that a thread has in shared memory, of which a block takes `shared` bytes.
-    """
-
-    kernel: str
-    grid: int
-    block: int
-    kept: int = 0
-    shared: int = 0
-
-
-def launch_of(
-    n_rows: int,
-    n_classes: int,
-    dtype: str,
-    row_pass: str,
-    targets: str = "NONE",
-    *,
-    class_major: bool = False,
-    aligned: bool = False,
-    shared_bytes: int = 0,
-) -> Launch:
-    """Return the launch that serves a shape.
-
-    Rows of few classes share a warp, then have one, then a block: the fewest threads that can hold the row, and in the
-    largest block as much of it as fits. Larger blocks have more shared memory, in proportion, so that it does not keep
-    others from being on the same processor: while one reads, another reduces or writes.
-
-    Parameters
-    ----------
-    n_rows, n_classes : int
-    dtype : str
-        Of the logits: a key of TYPES.
-    row_pass : {"SOFTMAX", "LOG_SOFTMAX", "LOSS", "GRADIENT", "HESSIAN"}
-    targets : {"NONE", "LABELS", "PROBABILITIES"}
-    class_major : bool
-        Whether rows, instead of classes, lie side by side.
-    aligned : bool
-        Whether each row of each matrix starts at a multiple of PACK_BYTES and is a multiple of it long.
-    shared_bytes : int
-        Of shared memory that a block may take on the device.
-    """
-    stored, computed = TYPES[dtype]
-    kinds = f"{stored}, {computed}, {row_pass}, {targets}"
-    if class_major:
-        slices = SLICES if n_classes >= SLICES * MIN_SLICE else 1
-        return Launch(f"class_major<{kinds}, {slices}>", -(-n_rows // WARP), WARP * slices)
-    pack = PACK_BYTES // _itemsize(dtype) if aligned else 1
-    for group in GROUPS:
-        needed, in_registers, in_shared = -(-n_classes // (pack * group)), *_room(group, pack, dtype, shared_bytes)
-        if needed <= in_registers + in_shared:
-            break
-    held = next(held for held in HELD_PACKS if held >= min(needed, in_registers))
-    return row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
-
-
-def row_launch(
-    n_rows: int, n_classes: int, dtype: str, kinds: str, pack: int, group: int, held: int, in_shared: int = 0
-) -> Launch:
-    """Return the launch of `row_major` with so many numbers a pack, threads a row, and packs a thread in registers.
-
-    In shared memory a thread has `in_shared` packs, or as many as it needs.
-    """
-    beyond = -(-n_classes // (pack * group)) - held
-    kept = max(0, min(beyond, in_shared))
-    block = BLOCK if group <= WARP else group
-    return Launch(
-        f"row_major<{kinds}, {pack}, {group}, {held}, {'true' if beyond > 0 else 'false'}>",
-        -(-n_rows // (block // group)),
-        block,
-        kept,
-        kept * block * pack * _itemsize(dtype),
-    )
-
-
-def _room(group: int, pack: int, dtype: str, shared_bytes: int) -> tuple[int, int]:
-    """Return how many packs of a row each of `group` threads can hold in registers, and in shared memory."""
-    in_block = group > WARP
-    in_registers = (HELD_BYTES_IN_BLOCK if in_block else HELD_BYTES) // (_itemsize(TYPES[dtype][1]) * pack)
-    share = shared_bytes * group // MAX_BLOCK - STATIC_BYTES if in_block else 0
-    return in_registers, max(0, share // (group * pack * _itemsize(dtype)))
 
 
 def source() -> str:
     """Return the CUDA C++ of the kernels."""
     return files(__package__).joinpath("cross_entropy.cu").read_text(encoding="utf-8")
+
+
+def matmul(a: Array, b: Array) -> Array:
+    """Return the matrix product a @ b, of shapes (m, k) and (k, n); it may be recorded as a graph."""
+    xp = namespace(a=a, b=b)
+    dtype = xp.result_type(a.dtype, b.dtype)
+    out = xp.empty((a.shape[0], b.shape[1]), dtype=dtype)
+    if a.size == 0 or b.size == 0:
+        return xp.zeros_like(out)
+    cublas.matmul(xp.astype(a, dtype, copy=False), xp.astype(b, dtype, copy=False), out)
+    return out
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -280,9 +190,9 @@ class _Blocks:
 
 
 def _block_bytes(n_rows: int, row_bytes: int, X: Array) -> int:
-    """Return how large a block of rows should be: as the device likes it, rows enough, and in memory that is free."""
+    """Return how large a block of rows should be: as the device likes it, of rows enough but not too many, and free."""
     usual = block_bytes(device_of(X))
-    wanted = max(usual, min(n_rows, MIN_BLOCK_ROWS) * row_bytes)
+    wanted = min(max(usual, min(n_rows, MIN_BLOCK_ROWS) * row_bytes), MAX_BLOCK_ROWS * row_bytes)
     small = n_rows * row_bytes <= usual // 16  # not worth the question
     return wanted if small else min(wanted, _free_bytes() // FREE_SHARE)
 
@@ -420,10 +330,6 @@ def _vector(x: Array | None, dtype: DType) -> Array | None:
     xp = namespace(x=x)
     x = xp.astype(x, dtype, copy=False)
     return x if _steps(x, 0) else xp.asarray(x, copy=True)
-
-
-def _itemsize(dtype: str) -> int:
-    return {"float64": 8, "double": 8, "float32": 4, "float": 4}.get(dtype, 2)
 
 
 def _losses(logits: Array, axis: int) -> Array:

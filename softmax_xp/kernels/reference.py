@@ -37,6 +37,11 @@ from softmax_xp.kernels.workspace import Workspace
 PRECISIONS = ("float32",)
 
 
+def matmul(a: Array, b: Array) -> Array:
+    """Return the matrix product a @ b, of shapes (m, k) and (k, n)."""
+    return a @ b
+
+
 def softmax(logits: Array, axis: int = -1) -> Array:
     """Return exp(z) / sum(exp(z)) along `axis`; shape and dtype of `logits`."""
     xp = namespace(logits=logits)

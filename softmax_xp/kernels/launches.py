@@ -1,0 +1,116 @@
+"""Which variant of the kernels in `cross_entropy.cu` serves which shape: chosen without asking a device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+# Number as it lies in memory -> number that is computed with, as C++ spells them.
+TYPES = {
+    "float32": ("float", "float"),
+    "float64": ("double", "double"),
+    "float16": ("Half", "float"),
+    "bfloat16": ("BFloat16", "float"),
+    "uint16": ("BFloat16", "float"),  # its bits, for which CuPy has no dtype of its own
+}
+PACK_BYTES = 16  # the widest access that a thread has
+# Of one row a thread holds so much in registers: alone or among the threads of a warp, and in a block of its own, whose
+# threads have 64 registers each, so that a processor can have 1024 of them. Twice as much spills.
+HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
+HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # what is compiled for: the next above what is needed
+GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads a row
+WARP = 32
+BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
+MAX_BLOCK = 1024
+STATIC_BYTES = 2048  # of shared memory that a block takes anyway
+SLICES = 8  # warps that share 32 rows of class-major logits
+MIN_SLICE = 32  # classes: with fewer to share, one warp does
+
+
+class Launch(NamedTuple):
+    """One launch: the instance of a kernel as C++ spells it, blocks, and threads a block.
+
+    `kept` is the number of packs that a thread has in shared memory, of which a block takes `shared` bytes.
+    """
+
+    kernel: str
+    grid: int
+    block: int
+    kept: int = 0
+    shared: int = 0
+
+
+def launch_of(
+    n_rows: int,
+    n_classes: int,
+    dtype: str,
+    row_pass: str,
+    targets: str = "NONE",
+    *,
+    class_major: bool = False,
+    aligned: bool = False,
+    shared_bytes: int = 0,
+) -> Launch:
+    """Return the launch that serves a shape.
+
+    Rows of few classes share a warp, then have one, then a block: the fewest threads that can hold the row, and in the
+    largest block as much of it as fits. Larger blocks have more shared memory, in proportion, so that it does not keep
+    others from being on the same processor: while one reads, another reduces or writes.
+
+    Parameters
+    ----------
+    n_rows, n_classes : int
+    dtype : str
+        Of the logits: a key of TYPES.
+    row_pass : {"SOFTMAX", "LOG_SOFTMAX", "LOSS", "GRADIENT", "HESSIAN"}
+    targets : {"NONE", "LABELS", "PROBABILITIES"}
+    class_major : bool
+        Whether rows, instead of classes, lie side by side.
+    aligned : bool
+        Whether each row of each matrix starts at a multiple of PACK_BYTES and is a multiple of it long.
+    shared_bytes : int
+        Of shared memory that a block may take on the device.
+    """
+    stored, computed = TYPES[dtype]
+    kinds = f"{stored}, {computed}, {row_pass}, {targets}"
+    if class_major:
+        slices = SLICES if n_classes >= SLICES * MIN_SLICE else 1
+        return Launch(f"class_major<{kinds}, {slices}>", -(-n_rows // WARP), WARP * slices)
+    pack = PACK_BYTES // itemsize(dtype) if aligned else 1
+    for group in GROUPS:
+        needed, in_registers, in_shared = -(-n_classes // (pack * group)), *room(group, pack, dtype, shared_bytes)
+        if needed <= in_registers + in_shared:
+            break
+    held = next(held for held in HELD_PACKS if held >= min(needed, in_registers))
+    return row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
+
+
+def row_launch(
+    n_rows: int, n_classes: int, dtype: str, kinds: str, pack: int, group: int, held: int, in_shared: int = 0
+) -> Launch:
+    """Return the launch of `row_major` with so many numbers a pack, threads a row, and packs a thread in registers.
+
+    In shared memory a thread has `in_shared` packs, or as many as it needs.
+    """
+    beyond = -(-n_classes // (pack * group)) - held
+    kept = max(0, min(beyond, in_shared))
+    block = BLOCK if group <= WARP else group
+    return Launch(
+        f"row_major<{kinds}, {pack}, {group}, {held}, {'true' if beyond > 0 else 'false'}>",
+        -(-n_rows // (block // group)),
+        block,
+        kept,
+        kept * block * pack * itemsize(dtype),
+    )
+
+
+def room(group: int, pack: int, dtype: str, shared_bytes: int) -> tuple[int, int]:
+    """Return how many packs of a row each of `group` threads can hold in registers, and in shared memory."""
+    in_block = group > WARP
+    in_registers = (HELD_BYTES_IN_BLOCK if in_block else HELD_BYTES) // (itemsize(TYPES[dtype][1]) * pack)
+    share = shared_bytes * group // MAX_BLOCK - STATIC_BYTES if in_block else 0
+    return in_registers, max(0, share // (group * pack * itemsize(dtype)))
+
+
+def itemsize(dtype: str) -> int:
+    """Return the bytes of a number: of an array's dtype, or of a type as C++ spells it."""
+    return {"float64": 8, "double": 8, "float32": 4, "float": 4}.get(dtype, 2)
