@@ -164,7 +164,8 @@ class _Blocks:
         if self.precision == "bfloat16":
             row_bytes += 2 * (n_features + self.n_classes)
         blocks = list(row_blocks(n_rows, row_bytes, _block_bytes(n_rows, row_bytes, self.X)))
-        buffers = [xp.empty((blocks[0].stop, self.n_classes), dtype=self.dtype) for _ in self.coefs]
+        height = blocks[0].stop if blocks else 0
+        buffers = [xp.empty((height, self.n_classes), dtype=self.dtype) for _ in self.coefs]
         for rows in blocks:
             self.X_block = self._factor(xp.astype(self.X[rows, :], self.dtype, copy=False))
             logits = [buffer[: len(self.X_block)] for buffer in buffers]
