@@ -39,7 +39,7 @@ def drawn_from(f, params):
     sizes, basis = np.linalg.eigh(np.einsum("i,ikl->kl", weight, S))
     sizes = np.maximum(sizes, preconditioners.SMALLEST * sizes.max())
     shares = np.einsum("i,ikl,km,lm->mi", weight, S, basis, basis)
-    return sizes, shares, Curvature(f, PLENTY)._drawn(params, basis, sizes)
+    return sizes, shares, Curvature(f, PLENTY)._drawn(params, basis, sizes)[0]
 
 
 @pytest.mark.usefixtures("small_samples")
