@@ -29,6 +29,7 @@ from scipy.linalg import lapack, solve_triangular
 
 from softmax_xp._arrays import (
     Array,
+    DType,
     accumulation_dtype,
     block_bytes,
     dtype_name,
@@ -48,6 +49,7 @@ RARE = 0.1  # of a sum of squares over all rows: where a sample has less, it has
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other;
 #                more for float32, whose gradients are not quite zero where there is no curvature
 SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
+MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
@@ -356,12 +358,13 @@ class Curvature:
         index = np.empty(weights.shape, dtype=np.int32 if n_rows < 2**31 else np.int64)
         passed = np.full((1, n_coef), 0.5)  # the sums of chances
         squares = np.zeros((n_coef, self.n_columns))
+        narrow = objective.X.dtype if self._unit() is None else accumulation_dtype(xp, objective.backend.device)
         for rows, p in self._probabilities(objective.X, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
             if objective.sample_weight is not None:
                 weight = weight * objective.sample_weight[rows][:, None]
             weight = xp.where(weight > 0.0, weight, xp.zeros_like(weight))  # but for rounding
-            squares += self._squares_of(objective.X[rows, :], weight)
+            squares += self._squares_of(objective.X[rows, :], weight, narrow)
             share = to_numpy(weight).astype(np.float64) / total
             chance = np.ones_like(share)
             if self.n_sampled < n_rows:
@@ -409,29 +412,40 @@ class Curvature:
         """Return `gram`, whole or as a diagonal, with what it lacks of `squares`, its diagonal over all rows."""
         own = gram if gram.ndim == 1 else np.diag(gram)
         missing = np.where(own < RARE * squares, squares - own, 0.0)
-        return gram + (missing if gram.ndim == 1 else np.diag(missing))
+        gram = gram.copy() if not gram.flags.writeable else gram
+        gram[... if gram.ndim == 1 else np.diag_indices_from(gram)] += missing
+        return gram
 
     def _squares(self) -> np.ndarray:
         """Return the mean of the squares of each column of A over all rows, (D + 1,)."""
         if self._squares_of_all is None:
             objective = self.objective
             weight = objective.sample_weight
-            sums = self._squares_of(objective.X, None if weight is None else weight[:, None])
+            wide = accumulation_dtype(objective.backend.xp, objective.backend.device)
+            sums = self._squares_of(objective.X, None if weight is None else weight[:, None], wide)
             self._squares_of_all = sums[0] / objective.total_weight
         return self._squares_of_all
 
-    def _squares_of(self, X: Array, weight: Array | None) -> np.ndarray:
-        """Return the sums of the squares in each column of rows of A, (K, D + 1), times weights (m, K) or one."""
+    def _unit(self) -> np.ndarray | None:
+        """Return what the columns of A are to be divided by, (D + 1,), before they are squared; None for ones."""
+        sizes = np.sqrt(self._squares())
+        sizes[sizes == 0.0] = 1.0
+        return None if MODEST[0] < sizes.min() and sizes.max() < MODEST[1] else np.maximum(sizes, SMALLEST_UNIT)
+
+    def _squares_of(self, X: Array, weight: Array | None, dtype: DType) -> np.ndarray:
+        """Return the sums of the squares in each column of rows of A, (K, D + 1), times weights (m, K) or one.
+
+        Squares, and sums over a block of rows, are formed in `dtype`.
+        """
         objective = self.objective
         backend, xp = objective.backend, objective.backend.xp
-        wide = accumulation_dtype(xp, backend.device)
         if weight is None:
             weight = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
         parts = list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(backend.device)))
         sums = np.empty((len(parts), weight.shape[1], self.n_columns))
 
         def add(i: int) -> None:
-            B, own = (xp.astype(x[parts[i], :], wide, copy=False) for x in (X, weight))
+            B, own = (xp.astype(x[parts[i], :], dtype, copy=False) for x in (X, weight))
             sums[i, :, : X.shape[1]] = to_numpy(own.T @ (B * B))
             sums[i, :, X.shape[1] :] = to_numpy(xp.sum(own, axis=0))[:, None]
 
@@ -463,19 +477,19 @@ class Curvature:
             wide = X.dtype
         total = accumulation_dtype(xp, backend.device)
         gram = xp.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1), dtype=total, device=backend.device)
-        unit = np.sqrt(self._squares())[: X.shape[1]]  # squares of float32 numbers may be none
-        unit = np.where(unit == 0.0, 1.0, np.maximum(unit, SMALLEST_UNIT))
-        per_unit = backend.asarray(1.0 / unit, dtype_name(wide))
+        unit = self._unit()
+        per_unit = None if unit is None else backend.asarray(1.0 / unit[: X.shape[1]], dtype_name(wide))
         for rows in row_blocks(len(weight), 8 * self.n_columns, block_bytes(backend.device)):
             B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
             root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
-            B = xp.astype(B, wide, copy=False) * per_unit * root
+            B = xp.astype(B, wide, copy=False)
+            B = (B if per_unit is None else B * per_unit) * root
             if self.objective.fit_intercept:
                 B = xp.concat([B, root], axis=1)
             gram += xp.astype(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0), total, copy=False)
-        unit = np.append(unit, np.ones(self.n_columns - len(unit)))
-        own: np.ndarray = to_numpy(gram).astype(np.float64, copy=False) * unit
-        own *= unit if own.ndim == 1 else unit[:, None]
+        own: np.ndarray = to_numpy(gram).astype(np.float64, copy=False)
+        if unit is not None:
+            own = own * unit * (unit if own.ndim == 1 else unit[:, None])
         return own
 
     def _scaled(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
