@@ -47,7 +47,7 @@ def newton_step(
         Ends when the second half of the iterations has added at most this share of the decrease.
     max_products, min_products : int
         Where nothing is known of the curvature, directions of which the gradient has little come late, and only more
-        iterations bring them; n are enough, but for rounding.
+        iterations bring them: three quarters of n at most, since what is left then may be rounding.
 
     Returns
     -------
@@ -65,6 +65,7 @@ def newton_step(
     z = preconditioned(residual)
     direction, rz = z, dot(xp, residual, z)
     decreases: list[float] = []
+    least = min(min_products, max(MIN_PRODUCTS, 3 * grad.shape[0] // 4))
     for _ in range(max_products):
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
@@ -73,7 +74,7 @@ def newton_step(
         length = size / curvature
         decreases.append(0.5 * length * size)
         step = step + length * direction
-        if len(decreases) >= min(min_products, grad.shape[0]) and _halves(decreases)[1] <= accuracy * sum(decreases):
+        if len(decreases) >= least and _halves(decreases)[1] <= accuracy * sum(decreases):
             break
         residual = residual - length * image
         z = preconditioned(residual)
