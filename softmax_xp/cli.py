@@ -386,19 +386,10 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
             curve.append(iterate)
             show(iterate)
 
-        interrupted = False
-        try:
-            model.fit(X, y, observe=observe)
-        except KeyboardInterrupt:
-            if not hasattr(model, "coef_"):
-                raise
-            interrupted = True  # and what has been learned until then is kept
+        model.fit(X, y, observe=observe)
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    return curve, interrupted or any(
-        issubclass(warning.category, ConvergenceWarning) and ": interrupted" in str(warning.message)
-        for warning in caught
-    )
+    return curve, any(": interrupted" in str(warning.message) for warning in caught)
 
 
 @contextmanager

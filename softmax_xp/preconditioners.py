@@ -151,9 +151,11 @@ class Curvature:
                 return self.class_blocks(params)
         if self.cost(1) > CHEAP:
             return None
-        if not self._few_rows() and self._holds_matrix() and self._uncorrelated(self._bounding_gram()):
-            self._wait = float(PATIENCE)
-            return self._inverted(np.diag(self._bounding_gram()))
+        if self.knows_correlations:
+            gram = self._bounding_gram()
+            if self._uncorrelated(gram):
+                self._wait = float(PATIENCE)
+                return self._inverted(np.diag(gram))
         return self.bound()
 
     @property
@@ -409,10 +411,9 @@ class Curvature:
         return self._even
 
     def _with_rare(self, gram: np.ndarray, squares: np.ndarray) -> np.ndarray:
-        """Return `gram`, whole or as a diagonal, with what it lacks of `squares`, its diagonal over all rows."""
+        """Add to `gram`, whole or as a diagonal, what it lacks of `squares`, its diagonal over all rows; return it."""
         own = gram if gram.ndim == 1 else np.diag(gram)
         missing = np.where(own < RARE * squares, squares - own, 0.0)
-        gram = gram.copy() if not gram.flags.writeable else gram
         gram[... if gram.ndim == 1 else np.diag_indices_from(gram)] += missing
         return gram
 
@@ -487,10 +488,8 @@ class Curvature:
             if self.objective.fit_intercept:
                 B = xp.concat([B, root], axis=1)
             gram += xp.astype(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0), total, copy=False)
-        own: np.ndarray = to_numpy(gram).astype(np.float64, copy=False)
-        if unit is not None:
-            own = own * unit * (unit if own.ndim == 1 else unit[:, None])
-        return own
+        own: np.ndarray = to_numpy(gram).astype(np.float64)
+        return own if unit is None else own * unit * (unit if own.ndim == 1 else unit[:, None])
 
     def _scaled(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal."""

@@ -28,6 +28,7 @@ from sklearn.preprocessing import StandardScaler
 
 import softmax_xp as sx
 from softmax_xp import cli
+from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import Iterate
 
 ENVIRONMENT = {
@@ -832,16 +833,21 @@ def test_ctrl_c_outside_of_the_fit_is_one_word(run, monkeypatch):
 
 
 def test_ctrl_c_in_the_fit_keeps_the_model_that_it_leaves(run, monkeypatch):
-    fit = sx.SoftmaxClassifier.fit
+    evaluate, calls = LinearObjective.value_and_grad, []
 
-    def interrupted(self: sx.SoftmaxClassifier, *args: object, **options: object) -> None:
-        fit(self, *args, **options)
-        raise KeyboardInterrupt
+    def interrupted(self: LinearObjective, params: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        calls.append(params)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return evaluate(self, params)
 
-    monkeypatch.setattr(sx.SoftmaxClassifier, "fit", interrupted)
+    monkeypatch.setattr(LinearObjective, "value_and_grad", interrupted)
     status, out, err = run("train", "--output", "model")
-    assert (status, err) == (130, "softmax-xp: interrupted\n")
+    warning, last = err.splitlines()
+    assert (status, last) == (130, "softmax-xp: interrupted")
+    assert warning.startswith("warning: SoftmaxClassifier has not converged: interrupted")
     assert line(out, "model written to") == "model"
+    assert 0 < float(line(out, "final loss")) < np.log(10)
     assert sx.load("model").coef_.shape == (10, 64)
 
 

@@ -294,6 +294,29 @@ def on_host(kernels_on_host, monkeypatch):
     run_on_host(monkeypatch, kernels_on_host)
 
 
+@pytest.fixture
+def place(request, xp):
+    """What moves NumPy arrays to where the kernels run, by the name of `xp`, and what brings results back."""
+    if xp.name == "cupy":
+        return lambda x: on_gpu(xp, x), xp.to_numpy
+    request.getfixturevalue("on_host")
+    return (lambda x: x), xp.to_numpy
+
+
+def on_gpu(xp, x):
+    """A copy of a NumPy array on the GPU: with its strides, what lies between, and its alignment to 16 bytes."""
+    if x is None:
+        return None
+    root = x
+    while isinstance(root.base, np.ndarray):
+        root = root.base
+    memory = xp.empty(root.nbytes + 16, dtype=xp.uint8)
+    start = root.ctypes.data % 16
+    memory[start : start + root.nbytes] = xp.asarray(np.frombuffer(root.tobytes("A"), np.uint8))
+    view = memory[start + x.ctypes.data - root.ctypes.data :]
+    return xp.ndarray(x.shape, x.dtype, view.data, strides=x.strides)
+
+
 def run_on_host(patch, kernel):
     patch.setattr(cuda, "block_bytes", lambda device: 5000)
     patch.setattr(cuda, "MIN_BLOCK_ROWS", 1)
@@ -426,31 +449,9 @@ def within(actual, expected, dtype, quantity, scale=1.0):
     np.testing.assert_allclose(widened(actual), expected, rtol=0, atol=bound * scale)
 
 
-@pytest.mark.usefixtures("on_host")
-def test_every_pass_is_the_reference():
-    compare_with_the_reference(lambda x: x, lambda x: x)
-
-
-@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
-def test_every_pass_is_the_reference_on_a_gpu(xp):
-    compare_with_the_reference(lambda x: on_gpu(xp, x), xp.to_numpy)
-
-
-def on_gpu(xp, x):
-    """A copy of a NumPy array on the GPU: with its strides, what lies between, and its alignment to 16 bytes."""
-    if x is None:
-        return None
-    root = x
-    while isinstance(root.base, np.ndarray):
-        root = root.base
-    memory = xp.empty(root.nbytes + 16, dtype=xp.uint8)
-    start = root.ctypes.data % 16
-    memory[start : start + root.nbytes] = xp.asarray(np.frombuffer(root.tobytes("A"), np.uint8))
-    view = memory[start + x.ctypes.data - root.ctypes.data :]
-    return xp.ndarray(x.shape, x.dtype, view.data, strides=x.strides)
-
-
-def compare_with_the_reference(move, back):
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
+def test_every_pass_is_the_reference(place):
+    move, back = place
     for p in problems():
         for actual, expected, quantity in outcomes(p, move):
             actual = back(actual)
@@ -488,19 +489,10 @@ def test_rows_out_of_the_ordinary_keep_to_themselves():
 # --- Products ---
 
 
-@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
-def test_products_of_any_layout(dtype):
-    check_products(dtype, lambda x: x, lambda x: x)
-
-
-@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
-def test_products_of_any_layout_on_a_gpu(xp, dtype):
-    check_products(dtype, lambda x: on_gpu(xp, x), xp.to_numpy)
-
-
-def check_products(dtype, move, back):
+def test_products_of_any_layout(dtype, place):
+    move, back = place
     rng = np.random.default_rng(0)
     for m, n, k in itertools.product((1, 2, 5), (1, 3), (1, 4)):
         for lay_a, lay_b, lay_out in itertools.product(LAYOUTS, LAYOUTS, (LAYOUTS[0], LAYOUTS[2])):
@@ -517,19 +509,10 @@ def check_products(dtype, move, back):
                 np.testing.assert_allclose(back(out), times * exact, rtol=0, atol=atol)
 
 
-@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_matmul_is_the_reference(dtype):
-    check_matmul(dtype, lambda x: x, lambda x: x)
-
-
-@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-def test_matmul_is_the_reference_on_a_gpu(xp, dtype):
-    check_matmul(dtype, lambda x: on_gpu(xp, x), xp.to_numpy)
-
-
-def check_matmul(dtype, move, back):
+def test_matmul_is_the_reference(dtype, place):
+    move, back = place
     rng = np.random.default_rng(0)
     for (m, k, n), lay_a, lay_b in itertools.product(((1, 1, 1), (5, 4, 3), (7, 0, 2), (0, 3, 2)), LAYOUTS, LAYOUTS):
         a, b = rng.normal(size=(m, k)).astype(dtype), rng.normal(size=(k, n)).astype(dtype)
@@ -654,17 +637,9 @@ def test_steps_leave_every_product_to_the_kernels(dtype, rng, monkeypatch):
         X.view(WithoutProducts) @ X.T
 
 
-@pytest.mark.usefixtures("on_host")
-def test_rounding_to_bfloat16_is_to_the_nearest_even():
-    check_rounding(lambda x: x, lambda x: x)
-
-
-@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
-def test_rounding_to_bfloat16_is_to_the_nearest_even_on_a_gpu(xp):
-    check_rounding(xp.asarray, xp.to_numpy)
-
-
-def check_rounding(move, back):
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
+def test_rounding_to_bfloat16_is_to_the_nearest_even(place):
+    move, back = place
     bits = np.random.default_rng(0).integers(0, 2**32, size=(300, 7), dtype=np.uint32)
     bits[:100] = bits[:100] & 0xFFFF0000 | 0x8000  # ties
     x = bits.view(np.float32)
@@ -672,22 +647,13 @@ def check_rounding(move, back):
     np.testing.assert_array_equal(widened(back(cuda._bfloat16_bits(move(x)))), widened(bfloat16_bits(x)))
 
 
-@pytest.mark.usefixtures("on_host")
-@pytest.mark.parametrize("precision", cuda.PRECISIONS)
-def test_precision_of_sums(precision):
-    check_precision(precision, lambda x: x, lambda x: x)
-
-
-@pytest.mark.parametrize("xp", ["cupy"], indirect=True)
-@pytest.mark.parametrize("precision", cuda.PRECISIONS)
-def test_precision_of_sums_on_a_gpu(xp, precision):
-    check_precision(precision, xp.asarray, xp.to_numpy)
-
-
 SHAPE = (4096, 256, 128)  # rows, features, classes: for odd ones cuBLAS may not take tensor cores, though it is let
 
 
-def check_precision(precision, move, back):
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
+@pytest.mark.parametrize("precision", cuda.PRECISIONS)
+def test_precision_of_sums(precision, place):
+    move, back = place
     rng = np.random.default_rng(0)
     n, d, c = SHAPE
     X, coef = rng.normal(size=(n, d)).astype("float32"), rng.normal(size=(c, d)).astype("float32") / d**0.5

@@ -26,14 +26,11 @@ from softmax_xp._arrays import (
     row_blocks,
     working_dtype,
 )
-from softmax_xp.kernels import cublas
+from softmax_xp.kernels import PRECISIONS as PRECISIONS, cublas
 from softmax_xp.kernels.launches import BLOCK, PACK_BYTES, STATIC_BYTES, TYPES, launch_of
 from softmax_xp.kernels.workspace import Workspace
 
 OPTIONS = ("--std=c++17",)
-# Of the matrix products of float32: as they are, with factors of ten bits behind the point, or of seven; summed in
-# float32 always.
-PRECISIONS = ("float32", "tf32", "bfloat16")
 # Each block of rows costs a pass over the gradient, which with fewer rows takes a share of the time of its products.
 MIN_BLOCK_ROWS = 2048
 # The gradient's product sums over the rows of a block. Where classes and features are few that sum is all that can be

@@ -15,10 +15,11 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from softmax_xp._arrays import Array, namespace
+from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.solvers.newton_cg import HessianProduct, Precondition, newton_step
+from softmax_xp.solvers.newton_cg import HessianProduct, newton_step
 
 # Of conjugate gradients that check a gap: the share of it that may have come late enough for more to be expected, and
 # the least products; where the curvature is known in advance, and where only the pairs tell of it. Those have seen
@@ -32,7 +33,7 @@ RECENT = 4  # steps whose gain is held against the gap expected before them
 
 # Called after each step with the estimated gap and the one at which the solve ends; returns what makes a better
 # preconditioner at given parameters, or None.
-Due: TypeAlias = Callable[[float, float], Callable[[Array], Precondition] | None]
+Due: TypeAlias = Callable[[float, float], Callable[[Array], Preconditioner] | None]
 
 
 class _LBFGS:
@@ -46,7 +47,7 @@ class _LBFGS:
     def __init__(
         self,
         memory: int,
-        precondition: Precondition | None,
+        precondition: Preconditioner | None,
         hessian_product: HessianProduct | None,
         due: Due | None,
         correlations: bool = True,
@@ -144,7 +145,7 @@ def minimize(
     memory: int = 10,
     noise: Callable[[Array], float] | None = None,
     rough: Evaluation | None = None,
-    precondition: Precondition | None = None,
+    precondition: Preconditioner | None = None,
     hessian_product: HessianProduct | None = None,
     due: Due | None = None,
     correlations: bool = True,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
+from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
@@ -22,14 +23,13 @@ MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
 
-Precondition: TypeAlias = Callable[[Array], Array]
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
 
 
 def newton_step(
     product: Callable[[Array], Array],
     grad: Array,
-    precondition: Precondition | None = None,
+    precondition: Preconditioner | None = None,
     accuracy: float = ACCURACY,
     max_products: int = MAX_PRODUCTS,
     min_products: int = MIN_PRODUCTS,
@@ -45,9 +45,11 @@ def newton_step(
         Takes arrays (m, n) to an estimate of the inverse of H times each row.
     accuracy : float
         Ends when the second half of the iterations has added at most this share of the decrease.
-    max_products, min_products : int
-        Where nothing is known of the curvature, directions of which the gradient has little come late, and only more
-        iterations bring them: three quarters of n at most, since what is left then may be rounding.
+    max_products : int
+    min_products : int
+        Iterations that are made whatever `accuracy` says, but three quarters of n at most, since what is left then may
+        be rounding. Without a preconditioner that knows the curvature, directions of which the gradient has little come
+        late, and an early end would miss them.
 
     Returns
     -------
@@ -96,7 +98,7 @@ def _halves(decreases: list[float]) -> tuple[float, float]:
 class _NewtonCG:
     """Directions by conjugate gradients on the Hessian itself."""
 
-    def __init__(self, hessian_product: HessianProduct, precondition: Callable[[Array], Precondition] | None) -> None:
+    def __init__(self, hessian_product: HessianProduct, precondition: Callable[[Array], Preconditioner] | None) -> None:
         self.hessian_product = hessian_product
         self.precondition = precondition
         self._gap = 0.0
@@ -125,7 +127,7 @@ def minimize(
     max_iter: int = 1000,
     noise: Callable[[Array], float] | None = None,
     rough: Evaluation | None = None,
-    precondition: Callable[[Array], Precondition] | None = None,
+    precondition: Callable[[Array], Preconditioner] | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a convex function from `params`.

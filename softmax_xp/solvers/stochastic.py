@@ -7,7 +7,7 @@ on its device; a step brings nothing to the host.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
@@ -40,7 +40,7 @@ class Optimizer(Protocol):
         """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
 
 
-class _Rule(ABC):
+class _Rule(Optimizer):
     """A rule in two parts: the numbers that change from step to step, and what is done with them."""
 
     @abstractmethod
@@ -206,23 +206,22 @@ def run(
     repeated : callable, optional
         Takes a function to one that does the same sooner, as `Backend.repeated` does.
     """
-    in_parts = getattr(type(optimizer), "step", None) is _Rule.step
-    update: Callable[..., tuple[Params, State]] = optimizer.update if in_parts else optimizer.step  # type: ignore[attr-defined]
-
-    def factors(n: int) -> tuple[float, ...]:
-        return optimizer.factors(n) if in_parts else (n,)  # type: ignore[attr-defined]
 
     def one_step(params: Params, state: State, batch: Any, factors: tuple[float, ...]) -> tuple[Array, Params, State]:
         value, grads = value_and_grad(params, batch)
         return value, *update(params, grads, state, *factors)
 
-    if in_parts:
-        one_step = repeated(one_step)
+    if isinstance(optimizer, _Rule) and type(optimizer).step is _Rule.step:
+        update: Callable[..., tuple[Params, State]] = optimizer.update
+        factors: Callable[[int], tuple[float, ...]] = optimizer.factors
+        take = repeated(one_step)
+    else:  # a step of a user's own is called as it is
+        update, factors, take = optimizer.step, lambda n: (n,), one_step
     state = optimizer.start(params)
     n_steps = 0
     try:
         for batch in batches:
-            value, params, state = one_step(params, state, batch, factors(n_steps))
+            value, params, state = take(params, state, batch, factors(n_steps))
             n_steps += 1
             if observe(n_steps, value, params):
                 break
