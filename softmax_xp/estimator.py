@@ -13,10 +13,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
-from sklearn.utils import check_array, column_or_1d
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from softmax_xp._arrays import (
     Array,
@@ -25,25 +22,17 @@ from softmax_xp._arrays import (
     all_finite,
     block_bytes,
     bytes_of,
-    check_finite,
     check_integer,
     check_length,
     check_option,
-    check_rank,
     check_real,
-    check_weights,
     describe,
-    detached,
-    device_context,
-    device_of,
     dtype_name,
     is_array,
-    is_floating,
     is_numpy,
     namespace,
     row_blocks,
     to_numpy,
-    working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.kernels import PRECISIONS, kernels_for
@@ -53,13 +42,8 @@ from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
+from softmax_xp.validation import checked_features, encoded_labels, row_weights
 
-# What scikit-learn's messages about X leave to be said.
-REMEDIES = {
-    "minimum of": "pass at least one row and one column",
-    "is expecting": "select the features that the model was fitted on",
-    "feature names should match": "name the columns as they were when the model was fitted",
-}
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
 SEPARATED = "every row is classified right, so that without a penalty there is no minimum"
@@ -221,10 +205,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_parameters()
         backend = select_backend(self.device, like=X)
-        X = self._validated(X, y, reset=True)
-        classes, labels = _encoded(y)
+        X = checked_features(self, X, self._dtype_name(), y, reset=True)
+        classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
-        weight = self._weights(sample_weight, classes, labels)
+        weight = row_weights(sample_weight, self.class_weight, classes, labels)
         strength = 0.0 if math.inf == self.C else 1.0 / (float(self.C) * float(weight.sum()))
         if not math.isfinite(strength):
             raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
@@ -481,58 +465,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return `dtype` by its name, which is also taken as the dtype itself of any library."""
         return self.dtype if self.dtype is None or isinstance(self.dtype, str) else dtype_name(self.dtype)
 
-    def _validated(self, X: Any, y: Any = None, *, reset: bool) -> Array:
-        """Return X checked: an array of its own library if that is not NumPy, else a NumPy array."""
-        if not is_array(X) or is_numpy(X):
-            dtype: Any = self._dtype_name() or [np.float64, np.float32]
-            if self.dtype is None and dtype_name(getattr(X, "dtype", None)) in ("float16", "bfloat16"):
-                dtype = np.float32
-            if reset and y is None:
-                validate_data(self, X, None)  # refuses it
-            X = self._by_scikit_learn(X, reset=reset, dtype=dtype, ensure_all_finite=False)
-            check_finite(namespace(X=X), X, "X")
-            return X
-        X, xp = detached(X), namespace(X=X)
-        check_rank(X, "X", 2, "(n_samples, n_features)")
-        self._by_scikit_learn(X, reset=reset, skip_check_array=True)  # counts the features
-        if not (is_floating(xp, X.dtype) or xp.isdtype(X.dtype, ("integral", "bool"))):
-            raise TypeError(
-                f"`X` must have a real dtype, got {dtype_name(X.dtype)}; convert it first, for example to float32."
-            )
-        with device_context(device_of(X)):
-            if self.dtype is not None:
-                X = xp.astype(X, getattr(xp, str(self._dtype_name())), copy=False)
-            elif not is_floating(xp, X.dtype):
-                X = xp.astype(X, accumulation_dtype(xp, device_of(X)))
-            else:
-                X = xp.astype(X, working_dtype(xp, X.dtype), copy=False)
-        check_finite(xp, X, "X")
-        return X
-
-    def _by_scikit_learn(self, X: Any, **options: Any) -> Any:
-        """Return X as scikit-learn's validation leaves it, with a remedy in its messages."""
-        try:
-            return validate_data(self, X, **options)
-        except ValueError as error:
-            for part, remedy in REMEDIES.items():
-                if part in str(error):
-                    raise ValueError(f"{str(error).strip().rstrip('.')}; {remedy}.") from None
-            raise
-
-    def _weights(self, sample_weight: Any, classes: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Return the weight of each row, class weights included, as float64 on the host."""
-        if sample_weight is None:
-            weight = np.ones(len(labels))
-        else:
-            weight = to_numpy(sample_weight).astype(np.float64)
-            weight = np.full(len(labels), float(weight)) if weight.ndim == 0 else weight.copy()
-            check_weights(namespace(sample_weight=weight), weight, len(labels))
-        if self.class_weight is not None:
-            of_class = compute_class_weight(self.class_weight, classes=classes, y=classes[labels], sample_weight=weight)
-            weight *= of_class[labels]
-            check_weights(namespace(weight=weight), weight, len(labels), "class_weight")
-        return weight
-
     def _start(self, objective: LinearObjective, classes: np.ndarray) -> Array:
         """Return the parameters to start from: zeros, or those of the last fit.
 
@@ -622,7 +554,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""
         check_is_fitted(self)
-        X = self._validated(X, reset=False)
+        X = checked_features(self, X, self._dtype_name(), reset=False)
         backend = select_backend(self._host_device) if is_numpy(X) else backend_of(X)
         home = backend_of(X)
         out: Array = None
@@ -643,23 +575,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     out = home.xp.empty(shape, dtype=part.dtype, device=home.device)
                 out[rows, ...] = part
         return out
-
-
-def _encoded(y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted classes in `y`, and each row's index among them, on the host."""
-    try:
-        y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=True)
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        check_classification_targets(y)
-        classes, labels = np.unique(y, return_inverse=True)
-    except (TypeError, ValueError) as error:
-        text = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"`y` must be one class label a row, got what cannot be that: {text}; pass integers or strings."
-        ) from error
-    if len(classes) < 2:
-        raise ValueError(f"`y` must hold at least two classes, got one class: {classes[0]}; add rows of another class.")
-    return classes, labels.astype(np.int64, copy=False)
 
 
 def _unless_separated(
