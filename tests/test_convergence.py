@@ -65,6 +65,20 @@ def test_fits_end_within_tol_of_the_minimum_and_know_how_far_they_are(name, solv
         assert ours.estimated_gap_ <= tol * value
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("seed", [5, 27, 41, 42, 57])
+def test_the_gap_of_nearly_separated_rows_is_seen(solver, seed):
+    """Where few rows still count, directions of little gradient and less curvature hold most of the gap."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(2500, 30))
+    y = (0.5 * X @ rng.normal(size=(30, 5)) + 0.1 * rng.gumbel(size=(2500, 5))).argmax(axis=1)
+    weight = rng.exponential(size=2500)
+    best = sx.SoftmaxClassifier(C=3e3, fit_intercept=False, tol=1e-10).fit(X, y, weight).objective_
+    model = sx.SoftmaxClassifier(C=3e3, fit_intercept=False, solver=solver).fit(X, y, weight)
+    gap = model.objective_ - best
+    assert 0 < gap <= 3 * model.estimated_gap_ <= 6 * gap
+
+
 @pytest.mark.parametrize("xp", ["numpy", "torch", "cupy"], indirect=True)
 @pytest.mark.parametrize("name", LOADERS)
 def test_every_library_and_precision_finds_the_same_optimum(xp, name):

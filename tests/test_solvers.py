@@ -199,7 +199,7 @@ def test_descent_params_of_float64_go_on_where_float32_rows_end(rng, method):
 def test_lbfgs_remembers_no_absurd_ratio_of_gaps(rng, monkeypatch):
     """Of pairs that are mostly rounding it may be any number: with it no later gap would be small enough to end."""
     f = softmax_problem(NumPyLibrary, rng, "float64")
-    monkeypatch.setattr(lbfgs, "newton_step", lambda product, grad, *rest: (-grad, 1e30))
+    monkeypatch.setattr(lbfgs, "newton_step", lambda product, grad, *rest, **check: (-grad, 1e30))
     method = lbfgs._LBFGS(memory=5, precondition=None, hessian_product=f.hessian_product, due=None)
     point = line_search.evaluated(np, f.value_and_grad, np.zeros(15), np.zeros(15), 0.0)
     assert method.direction(point, math.inf)[1] == 1e30
@@ -361,6 +361,22 @@ def test_newton_step_ends_early_with_most_of_the_decrease(rng, condition, produc
     asked.clear()
     newton_cg.newton_step(product, grad, accuracy=0.0, max_products=5)
     assert len(asked) == 5
+
+
+@pytest.mark.parametrize(("n", "min_products", "expected"), [(60, 30, 30), (60, 100, 45), (12, 30, 9), (4, 30, 4)])
+def test_newton_step_takes_products_enough_unless_little_is_left(rng, n, min_products, expected):
+    f, grad, asked = Quadratic(NumPyLibrary, rng, "float64", n=n, condition=2), rng.normal(size=n), []
+
+    def product(direction):
+        asked.append(direction)
+        return f.A @ direction
+
+    newton_cg.newton_step(product, grad, min_products=min_products)
+    assert len(asked) == expected
+    asked.clear()
+    _, decrease = newton_cg.newton_step(product, grad, min_products=min_products, negligible=1e-2)
+    assert len(asked) <= 5
+    assert decrease == pytest.approx(0.5 * grad @ np.linalg.solve(f.A, grad), rel=1e-2)
 
 
 def test_newton_step_does_not_divide_by_what_rounds_to_zero():

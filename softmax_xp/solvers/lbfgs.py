@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, namespace
 from softmax_xp.preconditioners import Preconditioner
@@ -21,10 +21,20 @@ from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 from softmax_xp.solvers.newton_cg import HessianProduct, newton_step
 
-# Of conjugate gradients that check a gap: the share of it that may have come late enough for more to be expected, and
-# the least products; where the curvature is known in advance, and where only the pairs tell of it. Those have seen
-# little of directions in which features are small, or nearly the intercept.
-KNOWN, UNKNOWN = (0.4, 4), (0.1, 50)
+
+class Check(NamedTuple):
+    """When conjugate gradients that check a gap have seen enough: what `newton_step` takes by these names."""
+
+    accuracy: float
+    min_products: int
+    negligible: float
+
+
+# Where the curvature is known in advance. By trial on 587 random problems: with an accuracy of 0.4 and 4 products the
+# gap was up to 28 times its estimate, with these three times, for two products more on the average.
+KNOWN = Check(0.2, 20, 1e-2)
+# Where only the pairs tell of it: they have seen little of directions in which features are small, or nearly constant.
+UNKNOWN = Check(0.1, 50, 0.0)
 CHECK_PRODUCTS = 100
 LAST_PRODUCTS = 20  # where the solve has to end: what is wanted then is how far it is, not whether it may end
 SMALLEST = 1e-100  # curvature along a step whose inverse, and square, are still numbers
@@ -110,8 +120,9 @@ class _LBFGS:
         return self._newton(self.hessian_product, point, LAST_PRODUCTS)[1]
 
     def _newton(self, hessian_product: HessianProduct, point: Point, max_products: int) -> tuple[Array, float]:
-        accuracy, least = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
-        return newton_step(hessian_product(point.x), point.grad, self._product, accuracy, max_products, least)
+        check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
+        product = hessian_product(point.x)
+        return newton_step(product, point.grad, self._product, max_products=max_products, **check._asdict())
 
     def _product(self, rows: Array) -> Array:
         """Return the two-loop recursion's product of the inverse Hessian estimate with each of `rows`, (m, n).
