@@ -23,7 +23,7 @@ from benchmarks.measure import CPU, Device, cores
 from benchmarks.objective import Array
 from benchmarks.report import INSTALL
 from softmax_xp import SoftmaxClassifier, softmax_loss
-from softmax_xp._arrays import to_numpy
+from softmax_xp._arrays import dtype_name, to_numpy
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
@@ -119,7 +119,7 @@ def two_products(problem: Problem) -> Callable[[], None]:
     return run
 
 
-def _linear_objective(problem: Problem) -> Run:
+def _linear_objective(problem: Problem, dtype: str | None = None) -> Run:
     objective = LinearObjective(
         problem.device.backend,
         problem.X,
@@ -129,7 +129,7 @@ def _linear_objective(problem: Problem) -> Run:
         fit_intercept=False,
         workers=problem.workers,
     )
-    params = problem.device.backend.asarray(problem.coef.ravel())
+    params = problem.device.backend.asarray(problem.coef.ravel(), dtype or dtype_name(problem.X.dtype))
     return lambda: objective.value_and_grad(params)
 
 
@@ -223,6 +223,9 @@ def evaluators(device: Device = CPU) -> list[Evaluator]:
     """Return the table of evaluations on a device: ours first."""
     own = [
         Evaluator("softmax_xp objective", "softmax_xp", _linear_objective, class_major=True),
+        Evaluator(
+            "softmax_xp, as in a fit", "softmax_xp", partial(_linear_objective, dtype="float64"), class_major=True
+        ),
         Evaluator("softmax_xp.softmax_loss", "softmax_xp", _softmax_loss),
     ]
     torch = Evaluator("torch autograd", "torch", _torch, class_major=True)
