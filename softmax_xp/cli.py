@@ -532,7 +532,9 @@ def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[o
 
     # A file or a pipe has no edge at which to wrap.
     console = Console(width=None if sys.stdout.isatty() else 1000)
-    table = Table(title=title or None, title_justify="left")
+    if title:  # rich would wrap one of its own at the edge of the table
+        console.print(Text(title, style="italic"))
+    table = Table()
     for index, name in enumerate(header):
         numbers = all(isinstance(row[index], int | float) for row in rows)
         table.add_column(Text(str(name)), justify="right" if numbers else "left")

@@ -530,6 +530,7 @@ def test_evaluate_prints_tables(run, iris_model):
     assert line(out, "data") == "iris.csv: 150 rows"
     assert re.fullmatch(r"0\.9\d{3}", line(out, "accuracy"))
     cells = [[cell.strip() for cell in text.split("│")[1:-1]] for text in out.splitlines() if text.startswith("│")]
+    assert "Confusion: true classes down, predicted ones across" in out.splitlines()
     assert len(cells) == 6
     assert all(row[0] in {"setosa", "versicolor", "virginica"} for row in cells)
     assert cells[0] == ["setosa", "1.0000", "1.0000", "1.0000", "50"]
