@@ -539,6 +539,31 @@ def test_blocked_is_the_reference_on_large_logits(rng):
                 np.testing.assert_allclose(a, b, rtol=0, atol=bound(quantity, dtype, b))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_blocked_is_the_reference_where_rows_are_wrong_beyond_doubt(rng, monkeypatch, schedule, smoothing):
+    """The odds against some labels overflow, beside rows whose odds do not, and others are certain."""
+    n, d, c = 120, 4, 7
+    X, coef, b = (rng.integers(-3, 4, size=size) for size in ((n, d), (c, d), c))  # all logits are exact
+    y = np.argmax(X @ coef.T + b, axis=1)
+    doubtful = rng.permutation(n)[: n // 10]
+    y[doubtful] = rng.integers(0, c, len(doubtful))
+    weight = np.where(rng.random(n) < 0.2, 0.0, 1.0)
+    for dtype, unit in (("float32", 1), ("float32", 8), ("float64", 64)):
+        arguments = [x.astype(dtype) for x in (unit * coef, unit * b, X)]
+        odds = X @ (unit * coef).T + unit * b
+        odds = odds.max(axis=1) - odds[np.arange(n), y]
+        largest = np.log(np.finfo(dtype).max)
+        assert (odds > largest).any() or unit == 1
+        assert (odds < largest / 2).any()
+        with many_blocks(monkeypatch, schedule):
+            actual = blocked.linear_sums(*arguments, y, weight.astype(dtype), smoothing)
+        expected = reference.linear_sums(*arguments, y, weight.astype(dtype), smoothing)
+        for a, e, quantity in zip(actual, expected, ("loss", "grad", "grad"), strict=True):
+            assert a.dtype == e.dtype
+            np.testing.assert_allclose(a, e, rtol=0, atol=bound(quantity, dtype, e))
+
+
 @pytest.mark.usefixtures("small_blocks")
 def test_providers_agree_where_a_class_is_masked(xp):
     z = xp.asarray([[0.0, -np.inf, 1.0], [2.0, 0.0, -np.inf]], "float32")

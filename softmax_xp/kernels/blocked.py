@@ -59,9 +59,10 @@ MAX_CLASS_MAJOR = 1024
 
 
 Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
-# Takes the logits (m, C) of each map, their rows, and where to write the losses of these; returns what each row of the
-# first logits, as they are then, is still to be multiplied with (m,), or None for ones.
-RowPass: TypeAlias = Callable[[list[np.ndarray], slice, np.ndarray], np.ndarray | None]
+# Takes the logits (m, C) of each map, what writes the first of them anew, their rows, and where to write the losses of
+# these; returns what each row of the first logits, as they are then, is still to be multiplied with (m,), or None for
+# ones.
+RowPass: TypeAlias = Callable[[list[np.ndarray], Callable[[], None], slice, np.ndarray], np.ndarray | None]
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -96,8 +97,9 @@ def cross_entropy(
     logits, targets = _rows_first(logits, axis), _rows_first(targets, axis)
     losses = np.empty(logits.shape[0], dtype=logits.dtype)
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
-        z = logits[rows] - logits[rows].max(axis=1, keepdims=True)
-        _row_losses(z, targets[rows], _of(weight, rows), smoothing, losses[rows])
+        z = logits[rows].copy(order="K")
+        restore = partial(np.copyto, z, logits[rows])
+        _row_losses(z, restore, targets[rows], _of(weight, rows), smoothing, losses[rows])
     return _without_ignored(losses, weight)
 
 
@@ -113,8 +115,9 @@ def cross_entropy_with_grad(
     logits, targets, z = _rows_first(logits, axis), _rows_first(targets, axis), _rows_first(grad, axis)
     losses = np.empty(logits.shape[0], dtype=logits.dtype)
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
-        np.subtract(logits[rows], logits[rows].max(axis=1, keepdims=True), out=z[rows])
-        _scale(z[rows], _row_pass(z[rows], targets[rows], _of(weight, rows), smoothing, losses[rows]))
+        own, restore = _of(weight, rows), partial(np.copyto, z[rows], logits[rows])
+        restore()
+        _scale(z[rows], _row_pass(z[rows], restore, targets[rows], own, smoothing, losses[rows]))
     _without_ignored(z, weight)
     return _without_ignored(losses, weight), grad
 
@@ -144,13 +147,19 @@ def linear_sums(
         loss, grad, slope = linear_sums(coef[1:] - coef[:1], intercept, X, targets, weight, smoothing, workspace)
         return loss, np.concatenate([-grad, grad]), None if slope is None else np.concatenate([-slope, slope])
 
-    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> np.ndarray | None:
+    def row_pass(
+        logits: list[np.ndarray], form: Callable[[], None], rows: slice, losses: np.ndarray
+    ) -> np.ndarray | None:
         own = _of(weight, rows)
         z = _without_ignored(logits[0], own)
         if z.shape[1] == 1:
             return _logistic_pass(z[:, 0], targets[rows], own, smoothing, losses)
-        z -= z.max(axis=1, keepdims=True)
-        return _row_pass(z, targets[rows], own, smoothing, losses)
+
+        def restore() -> None:
+            form()
+            _without_ignored(z, own)
+
+        return _row_pass(z, restore, targets[rows], own, smoothing, losses)
 
     return _sums([(coef, intercept)], X, row_pass, workspace or Workspace())
 
@@ -169,7 +178,9 @@ def linear_hessian_product(
     It may lie in memory of the workspace, until the next evaluation in it.
     """
 
-    def row_pass(logits: list[np.ndarray], rows: slice, losses: np.ndarray) -> np.ndarray | None:
+    def row_pass(
+        logits: list[np.ndarray], form: Callable[[], None], rows: slice, losses: np.ndarray
+    ) -> np.ndarray | None:
         own, losses[:] = _of(weight, rows), 0
         z, u = (_without_ignored(x, own) for x in logits)
         if z.shape[1] == 1:  # p (1 - p) u
@@ -239,24 +250,24 @@ def _sums_by_lanes(
     grad_coef = workspace.buffer("grad_coef", (n_lanes, height, n_features), X.dtype, shared=True)
     grad_intercept = None if maps[0][1] is None else np.zeros((n_lanes, n_coef), dtype=X.dtype)
 
+    def multiply(X_block: np.ndarray, products: list[np.ndarray], i: int) -> None:
+        _multiply(X_block, transposed[i], piece, products[i], workspace)
+        if (intercept := maps[i][1]) is not None:
+            products[i][:, :n_coef] += intercept
+
     def lane(k: int) -> None:
         own = blocks[k::n_lanes]
         for rows in own:
             X_block = X[rows]
             losses = workspace.buffer("losses", (len(X_block),), X.dtype)
-            products = []
-            for i, coef in enumerate(transposed):
-                if class_major:
-                    z = workspace.buffer(f"logits {i}", (height, len(X_block)), X.dtype).T
-                else:
-                    z = workspace.buffer(f"logits {i}", (len(X_block), height), X.dtype)
-                _multiply(X_block, coef, piece, z, workspace)
-                products.append(z)
+            shape = (height, len(X_block)) if class_major else (len(X_block), height)
+            buffers = [workspace.buffer(f"logits {i}", shape, X.dtype) for i in range(len(maps))]
+            products = [z.T for z in buffers] if class_major else buffers
             logits = [z[:, :n_coef] for z in products]
-            for z, (_, intercept) in zip(logits, maps, strict=True):
-                if intercept is not None:
-                    z += intercept
-            scale = row_pass(logits, rows, losses)
+            form = partial(multiply, X_block, products)
+            for i in range(len(maps)):
+                form(i)
+            scale = row_pass(logits, partial(form, 0), rows, losses)
             loss[k] += losses.sum(dtype=np.float64)
             if grad_intercept is not None:
                 grad_intercept[k] += _over_rows(logits[0], scale)
@@ -345,18 +356,21 @@ def _sums_by_superblocks(
     scaled = workspace.buffer("scaled X", (height, n_features), X.dtype, shared=True) if n_features < n_coef else None
     across = 0 if n_coef >= n_features else 1
 
+    def form(i: int, block: slice, rows: slice, classes: slice) -> None:
+        coef, intercept = maps[i]
+        own = logits[i][rows, classes]
+        np.matmul(X[block][rows], coef[classes].T, out=own)
+        if intercept is not None:
+            own += intercept[classes]
+
     def multiply(block: slice, tile: tuple[slice, slice]) -> None:
-        rows, classes = tile
-        for (coef, intercept), z in zip(maps, logits, strict=True):
-            own = z[rows, classes]
-            np.matmul(X[block][rows], coef[classes].T, out=own)
-            if intercept is not None:
-                own += intercept[classes]
+        for i in range(len(maps)):
+            form(i, block, *tile)
 
     def pass_over(block: slice, slopes: np.ndarray, task: tuple[int, slice]) -> None:
         k, rows = task
         own = slice(block.start + rows.start, block.start + rows.stop)
-        scale = row_pass([z[rows] for z in logits], own, losses[rows])
+        scale = row_pass([z[rows] for z in logits], partial(form, 0, block, rows, slice(None)), own, losses[rows])
         if grad_intercept is not None:
             slopes[k] = _over_rows(logits[0][rows], scale)
         if scaled is None:
@@ -414,22 +428,33 @@ def _parts(n: int, n_parts: int, unit: int = 1) -> list[slice]:
 
 
 def _row_losses(
-    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
+    z: np.ndarray,
+    restore: Callable[[], None],
+    targets: np.ndarray,
+    weight: np.ndarray | None,
+    smoothing: float,
+    losses: np.ndarray,
 ) -> tuple[np.ndarray, Any]:
-    """Write the losses of one block of shifted logits `z` (m, C), and turn `z` into its exponentials.
+    """Write the losses of one block of logits `z` (m, C), and turn `z` into exp(z - shift) with a shift of each row.
 
-    Returns the sums of these (m,), and the targets as `_entries` of z where they are labels, or as probabilities.
+    A label gives the shift, its own logit, which spares the search for the largest one. Where sums then leave the
+    range in which they and their inverses are safe factors, as those of rows that are wrong beyond doubt, `restore`
+    writes the logits anew, and the shift is the largest one, as it always is for probabilities.
+
+    Returns the sums over z (m,), and the targets as `_entries` of z where they are labels, or as probabilities.
     """
     if targets.ndim == 1:
         t: Any = _entries(z, targets)
         memory, at_label = t
-        expected = (1.0 - smoothing) * memory[at_label]  # sum_k t_k z_k, (m,)
-        if smoothing:
-            expected += smoothing * z.mean(axis=1)
-        np.exp(z, out=z)
-        s = _over_classes(z)
+        with np.errstate(over="ignore", invalid="ignore"):
+            label = memory[at_label]
+            s, expected = _exponentials(z, label, label, smoothing)
+        if not (s < np.sqrt(np.finfo(z.dtype).max)).all():
+            restore()
+            s, expected = _exponentials(z, z.max(axis=1), memory[at_label], smoothing)
         np.subtract(np.log(s), expected, out=losses)
     else:
+        z -= z.max(axis=1, keepdims=True)
         t = ((1.0 - smoothing) * targets + smoothing / z.shape[1]).astype(z.dtype, copy=False)
         expected = (t * np.where(t > 0, z, 0)).sum(axis=1)  # probability 0 costs nothing, also at logit -inf
         np.exp(z, out=z)
@@ -440,14 +465,31 @@ def _row_losses(
     return s, t
 
 
+def _exponentials(
+    z: np.ndarray, shift: np.ndarray, label: np.ndarray, smoothing: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Turn logits `z` (m, C) into exp(z - shift); return their sums (m,), and the mean of z - shift by the targets."""
+    z -= shift[:, None]
+    expected = (1.0 - smoothing) * (label - shift)
+    if smoothing:
+        expected += smoothing * z.mean(axis=1)
+    np.exp(z, out=z)
+    return _over_classes(z), expected
+
+
 def _row_pass(
-    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
+    z: np.ndarray,
+    restore: Callable[[], None],
+    targets: np.ndarray,
+    weight: np.ndarray | None,
+    smoothing: float,
+    losses: np.ndarray,
 ) -> np.ndarray | None:
-    """Write the losses of one block of shifted logits `z` (m, C), and turn `z` into their gradient.
+    """Write the losses of one block of logits `z` (m, C), and turn `z`, as in `_row_losses`, into their gradient.
 
     Returns the factor that each row of the gradient still lacks (m,), or None for ones.
     """
-    s, t = _row_losses(z, targets, weight, smoothing, losses)
+    s, t = _row_losses(z, restore, targets, weight, smoothing, losses)
     if targets.ndim == 2:
         z *= (t.sum(axis=1) / s)[:, None]
         z -= t
