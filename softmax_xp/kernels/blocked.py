@@ -284,7 +284,7 @@ def _sums_by_lanes(
                 grad_coef[k] += product
 
     workspace.map(lane, range(n_lanes))
-    total = np.empty((n_coef, n_features), dtype=X.dtype)
+    total = workspace.buffer("sum of grad_coef", (n_coef, n_features), X.dtype, shared=True)
 
     def add_lanes(part: slice) -> None:
         grad_coef[:, part].sum(axis=0, out=total[part])
