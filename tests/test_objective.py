@@ -541,21 +541,23 @@ def test_blocked_is_the_reference_on_large_logits(rng):
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_blocked_is_the_reference_where_rows_are_wrong_beyond_doubt(rng, monkeypatch, schedule, smoothing):
-    """The odds against some labels overflow, beside rows whose odds do not, and others are certain."""
+def test_blocked_is_the_reference_where_exponentials_leave_the_range(rng, monkeypatch, schedule, smoothing):
+    """Of rows with modest logits, with a label alone that is, with one alone that is not, and with its label beyond."""
     n, d, c = 120, 4, 7
-    X, coef, b = (rng.integers(-3, 4, size=size) for size in ((n, d), (c, d), c))  # all logits are exact
-    y = np.argmax(X @ coef.T + b, axis=1)
-    doubtful = rng.permutation(n)[: n // 10]
-    y[doubtful] = rng.integers(0, c, len(doubtful))
+    X, coef, b = (rng.integers(low, 4, size=size) for low, size in ((1, (n, d)), (0, (c, d)), (-3, c)))
+    coef[0], b[0] = 0, 0
+    X *= np.repeat([0, 1, -1, 1], n // 4)[:, None]
     weight = np.where(rng.random(n) < 0.2, 0.0, 1.0)
-    for dtype, unit in (("float32", 1), ("float32", 8), ("float64", 64)):
-        arguments = [x.astype(dtype) for x in (unit * coef, unit * b, X)]
-        odds = X @ (unit * coef).T + unit * b
-        odds = odds.max(axis=1) - odds[np.arange(n), y]
+    for dtype, unit in (("float32", 1), ("float32", 30), ("float64", 300)):
+        logits = unit * X @ coef.T + b  # integers, which are exact whatever the order of summation
+        modest, label_alone, label_not, beyond = np.split(logits, 4)
+        y = np.concatenate([modest.argmin(1), np.zeros(n // 4, np.int64), label_not.argmin(1), beyond.argmax(1)])
         largest = np.log(np.finfo(dtype).max)
-        assert (odds > largest).any() or unit == 1
-        assert (odds < largest / 2).any()
+        assert np.abs(modest).max() < 32
+        if unit > 1:
+            assert label_alone.max() > largest
+            assert label_not.min() < -largest
+        arguments = [x.astype(dtype) for x in (unit * coef, b, X)]
         with many_blocks(monkeypatch, schedule):
             actual = blocked.linear_sums(*arguments, y, weight.astype(dtype), smoothing)
         expected = reference.linear_sums(*arguments, y, weight.astype(dtype), smoothing)

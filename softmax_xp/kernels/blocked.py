@@ -56,6 +56,8 @@ TASK_BYTES = 1 << 20  # of logits in one task of the row pass
 # Up to so many classes, logits are class-major: NumPy then goes over them in long loops, one class at a time. Above,
 # a row is long enough.
 MAX_CLASS_MAJOR = 1024
+# Exponentials of logits up to this size, sums of them, and the inverses of these are factors that overflow nothing.
+MODEST_LOGIT = 32.0
 
 
 Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
@@ -437,22 +439,35 @@ def _row_losses(
 ) -> tuple[np.ndarray, Any]:
     """Write the losses of one block of logits `z` (m, C), and turn `z` into exp(z - shift) with a shift of each row.
 
-    A label gives the shift, its own logit, which spares the search for the largest one. Where sums then leave the
-    range in which they and their inverses are safe factors, as those of rows that are wrong beyond doubt, `restore`
-    writes the logits anew, and the shift is the largest one, as it always is for probabilities.
+    Labels whose logits are modest need none, which spares two passes, unless the sums show that other logits are not:
+    then `restore` writes them all anew. Otherwise the shift is the largest logit.
 
     Returns the sums over z (m,), and the targets as `_entries` of z where they are labels, or as probabilities.
     """
     if targets.ndim == 1:
         t: Any = _entries(z, targets)
         memory, at_label = t
-        with np.errstate(over="ignore", invalid="ignore"):
-            label = memory[at_label]
-            s, expected = _exponentials(z, label, label, smoothing)
-        if not (s < np.sqrt(np.finfo(z.dtype).max)).all():
-            restore()
-            s, expected = _exponentials(z, z.max(axis=1), memory[at_label], smoothing)
-        np.subtract(np.log(s), expected, out=losses)
+        label = memory[at_label]
+        modest = bool((np.abs(label) < MODEST_LOGIT).all())
+        if modest:
+            excess = smoothing * (label - z.mean(axis=1)) if smoothing else 0.0
+            with np.errstate(over="ignore", invalid="ignore"):
+                np.exp(z, out=z)
+                s = _over_classes(z)
+            modest = bool((s < np.exp(MODEST_LOGIT)).all())
+            if modest:
+                np.log(s / np.exp(label), out=losses)
+                losses += excess
+            else:
+                restore()
+        if not modest:
+            z -= z.max(axis=1, keepdims=True)
+            expected = (1.0 - smoothing) * memory[at_label]  # sum_k t_k z_k, (m,)
+            if smoothing:
+                expected += smoothing * z.mean(axis=1)
+            np.exp(z, out=z)
+            s = _over_classes(z)
+            np.subtract(np.log(s), expected, out=losses)
     else:
         z -= z.max(axis=1, keepdims=True)
         t = ((1.0 - smoothing) * targets + smoothing / z.shape[1]).astype(z.dtype, copy=False)
@@ -463,18 +478,6 @@ def _row_losses(
     if weight is not None:
         losses *= weight
     return s, t
-
-
-def _exponentials(
-    z: np.ndarray, shift: np.ndarray, label: np.ndarray, smoothing: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Turn logits `z` (m, C) into exp(z - shift); return their sums (m,), and the mean of z - shift by the targets."""
-    z -= shift[:, None]
-    expected = (1.0 - smoothing) * (label - shift)
-    if smoothing:
-        expected += smoothing * z.mean(axis=1)
-    np.exp(z, out=z)
-    return _over_classes(z), expected
 
 
 def _row_pass(
