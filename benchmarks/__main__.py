@@ -82,7 +82,7 @@ def evaluate(
         ),
     ] = None,
     dtype: Dtype = DType.FLOAT32,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every competitor has its turn.")] = 12,
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every competitor has its turn.")] = 7,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Threads of softmax_xp; all cores by default.", show_default=False)
     ] = None,
