@@ -439,45 +439,60 @@ def _row_losses(
 ) -> tuple[np.ndarray, Any]:
     """Write the losses of one block of logits `z` (m, C), and turn `z` into exp(z - shift) with a shift of each row.
 
-    Labels whose logits are modest need none, which spares two passes, unless the sums show that other logits are not:
-    then `restore` writes them all anew. Otherwise the shift is the largest logit.
+    That is the largest logit, or zero for a block of labels in which logits are modest. `restore` writes the logits
+    anew.
 
     Returns the sums over z (m,), and the targets as `_entries` of z where they are labels, or as probabilities.
     """
+    s: np.ndarray | None = None
     if targets.ndim == 1:
         t: Any = _entries(z, targets)
-        memory, at_label = t
-        label = memory[at_label]
-        modest = bool((np.abs(label) < MODEST_LOGIT).all())
-        if modest:
-            excess = smoothing * (label - z.mean(axis=1)) if smoothing else 0.0
-            with np.errstate(over="ignore", invalid="ignore"):
-                np.exp(z, out=z)
-                s = _over_classes(z)
-            modest = bool((s < np.exp(MODEST_LOGIT)).all())
-            if modest:
-                np.log(s / np.exp(label), out=losses)
-                losses += excess
-            else:
-                restore()
-        if not modest:
-            z -= z.max(axis=1, keepdims=True)
-            expected = (1.0 - smoothing) * memory[at_label]  # sum_k t_k z_k, (m,)
+        s = _modest_row_losses(z, restore, t, smoothing, losses)
+    else:
+        t = ((1.0 - smoothing) * targets + smoothing / z.shape[1]).astype(z.dtype, copy=False)
+    if s is None:
+        z -= z.max(axis=1, keepdims=True)
+        if targets.ndim == 1:
+            memory, at_label = t
+            expected, mass = (1.0 - smoothing) * memory[at_label], 1.0  # sum_k t_k z_k and sum_k t_k, (m,)
             if smoothing:
                 expected += smoothing * z.mean(axis=1)
-            np.exp(z, out=z)
-            s = _over_classes(z)
-            np.subtract(np.log(s), expected, out=losses)
-    else:
-        z -= z.max(axis=1, keepdims=True)
-        t = ((1.0 - smoothing) * targets + smoothing / z.shape[1]).astype(z.dtype, copy=False)
-        expected = (t * np.where(t > 0, z, 0)).sum(axis=1)  # probability 0 costs nothing, also at logit -inf
+        else:  # probability 0 costs nothing, also at logit -inf
+            expected, mass = (t * np.where(t > 0, z, 0)).sum(axis=1), t.sum(axis=1)
         np.exp(z, out=z)
         s = _over_classes(z)
-        np.subtract(np.log(s) * t.sum(axis=1), expected, out=losses)
+        np.subtract(np.log(s) * mass, expected, out=losses)
     if weight is not None:
         losses *= weight
     return s, t
+
+
+def _modest_row_losses(
+    z: np.ndarray,
+    restore: Callable[[], None],
+    labels: tuple[np.ndarray, np.ndarray],
+    smoothing: float,
+    losses: np.ndarray,
+) -> np.ndarray | None:
+    """Do so without a shift, which spares two passes over `z`, and return the sums (m,).
+
+    Returns None, with the logits as they were, where that of a label, `_entries` of z, is not modest, or a sum shows
+    that another one is not.
+    """
+    memory, at_label = labels
+    label = memory[at_label]
+    if not (np.abs(label) < MODEST_LOGIT).all():
+        return None
+    excess = smoothing * (label - z.mean(axis=1)) if smoothing else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.exp(z, out=z)
+        s = _over_classes(z)
+    if not (s < np.exp(MODEST_LOGIT)).all():
+        restore()
+        return None
+    np.log(s / np.exp(label), out=losses)  # without the rounding of log(s) - label
+    losses += excess
+    return s
 
 
 def _row_pass(
