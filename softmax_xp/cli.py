@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 import typer
 
 from softmax_xp import __version__, inputs
+from softmax_xp._files import whole_file
 
 # NumPy, scikit-learn and rich are imported where they are used, so that --help answers at once.
 if TYPE_CHECKING:
@@ -284,7 +285,7 @@ def predict(
         _check_kept(output, "--output", [model, *inputs.files_of(data, target)], "a file to be read")
     classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
-    with open(output, "w", encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
+    with whole_file(output, encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(classifier.classes_ if proba else ["label"])
         writer.writerows(values)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import pairwise
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -20,6 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from softmax_xp import __version__
 from softmax_xp._arrays import describe, dtype_name, to_numpy
+from softmax_xp._files import whole_file
 from softmax_xp.backend import Backend, select_backend
 from softmax_xp.estimator import SoftmaxClassifier
 from softmax_xp.models import MLP, Linear
@@ -89,7 +87,9 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             raise ValueError(f"`{name}` must be finite, got NaN or infinity; fit the model again.")
     record = {"format": FORMAT_VERSION, "version": __version__, "kind": type(model).__name__, **record}
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    _write(Path(path), safetensors_bytes(contiguous, {KEY: json.dumps(record)}))
+    content = safetensors_bytes(contiguous, {KEY: json.dumps(record)})
+    with whole_file(path, mode="wb") as stream:
+        stream.write(content)
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
@@ -174,30 +174,6 @@ def _labels_record(classes: np.ndarray) -> dict[str, Any]:
             f"class labels must be numbers, booleans or text to be saved, got {found}; fit with such labels."
         )
     return {"dtype": dtype, "values": values}
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Put `content` at `path` in one step: a reader sees the old file or the new one, never a part."""
-    target = Path(os.path.realpath(path))  # through a symbolic link, as open() goes
-    temporary = target.with_name(f".softmax_xp-{secrets.token_hex(8)}")
-    try:
-        if target.exists() and not target.is_file():  # a device is written, not replaced; a directory raises
-            target.write_bytes(content)
-            return
-        try:
-            with open(temporary, "xb") as stream:  # with the permissions of any new file
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if target.exists():
-                shutil.copymode(target, temporary)
-            os.replace(temporary, target)
-        except BaseException:  # Ctrl-C too
-            with suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
 
 
 # --- Arrays and JSON to models; every claim of the file is checked before it is used ---

@@ -501,6 +501,28 @@ def test_a_failed_predict_keeps_the_old_file(refused, tmp_path, iris_model):
     assert (tmp_path / "old.csv").read_text() == "label\n"
 
 
+def test_an_interrupted_predict_keeps_the_old_file(run, tmp_path, monkeypatch, iris_model):
+    class Interrupted:
+        """A csv.writer for which Ctrl-C comes between two rows."""
+
+        def __init__(self, stream, **options):
+            self.writer = csv_writer(stream, **options)
+            self.writerow = self.writer.writerow
+
+        def writerows(self, rows):
+            self.writerow(rows[0])
+            assert len(list(tmp_path.glob(".softmax_xp-*"))) == 1  # what is written has another name as yet
+            raise KeyboardInterrupt
+
+    csv_writer = csv.writer
+    (tmp_path / "old.csv").write_text("label\n")
+    before = sorted(tmp_path.iterdir())
+    monkeypatch.setattr(csv, "writer", Interrupted)
+    assert run("predict", "iris", "iris.csv", "-o", "old.csv") == (130, "", "softmax-xp: interrupted\n")
+    assert (tmp_path / "old.csv").read_text() == "label\n"
+    assert sorted(tmp_path.iterdir()) == before
+
+
 # --- evaluate ---
 
 
