@@ -12,7 +12,7 @@ from typing import IO, Any
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str], **how: Any) -> Iterator[IO[Any]]:
+def whole_file(path: str | os.PathLike[str], mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
     """Open a file to write, which takes its place at the end in one step.
 
     A reader sees the old file or the new one, never a part. An error inside, or Ctrl-C, leaves the old one. What is no
@@ -22,8 +22,10 @@ def whole_file(path: str | os.PathLike[str], **how: Any) -> Iterator[IO[Any]]:
     ----------
     path : path-like
         Through a symbolic link, as `open` goes.
-    **how
-        For `open`: by default text in the encoding of the locale; `mode` is "w" or "wb".
+    mode : "w" or "wb"
+        Text or bytes.
+    **options
+        For `open`: encoding and newline of text.
 
     Raises
     ------
@@ -31,15 +33,14 @@ def whole_file(path: str | os.PathLike[str], **how: Any) -> Iterator[IO[Any]]:
         If it cannot be written; with the name of `path`.
     """
     target = Path(os.path.realpath(path))
-    mode = how.pop("mode", "w")
     try:
         if target.exists() and not target.is_file():  # a device is written, not replaced; a directory raises
-            with open(target, mode, **how) as stream:
+            with open(target, mode, **options) as stream:
                 yield stream
             return
         temporary = target.with_name(f".softmax_xp-{secrets.token_hex(8)}")
         try:
-            with open(temporary, mode.replace("w", "x"), **how) as stream:  # with the permissions of any new file
+            with open(temporary, mode.replace("w", "x"), **options) as stream:  # with the permissions of any new file
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

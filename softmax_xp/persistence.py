@@ -88,7 +88,7 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     record = {"format": FORMAT_VERSION, "version": __version__, "kind": type(model).__name__, **record}
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     content = safetensors_bytes(contiguous, {KEY: json.dumps(record)})
-    with whole_file(path, mode="wb") as stream:
+    with whole_file(path, "wb") as stream:
         stream.write(content)
 
 
