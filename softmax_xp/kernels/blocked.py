@@ -247,6 +247,10 @@ def _sums_by_lanes(
     unit = piece or (ROUND if step > ROUND else 1)
     blocks = _parts(n_rows, -(-n_rows // (step * n_lanes)) * n_lanes, unit)
     n_lanes = min(n_lanes, len(blocks))
+    # Buffers for the longest block, and parts of them for the others: were they asked for by each block's length, a
+    # longer one would be allocated while the one before it is still in use.
+    longest = max(rows.stop - rows.start for rows in blocks)
+    shape = (height, longest) if class_major else (longest, height)
     transposed = [np.ascontiguousarray(coef.T) if piece else coef.T for coef in padded]
     loss = np.zeros(n_lanes)
     grad_coef = workspace.buffer("grad_coef", (n_lanes, height, n_features), X.dtype, shared=True)
@@ -262,9 +266,8 @@ def _sums_by_lanes(
         for rows in own:
             X_block = X[rows]
             losses = workspace.buffer("losses", (len(X_block),), X.dtype)
-            shape = (height, len(X_block)) if class_major else (len(X_block), height)
             buffers = [workspace.buffer(f"logits {i}", shape, X.dtype) for i in range(len(maps))]
-            products = [z.T for z in buffers] if class_major else buffers
+            products = [(z.T if class_major else z)[: len(X_block)] for z in buffers]
             logits = [z[:, :n_coef] for z in products]
             form = partial(multiply, X_block, products)
             for i in range(len(maps)):
