@@ -36,7 +36,7 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.data import minibatches
-from softmax_xp.models import MLP, Params
+from softmax_xp.models import MLP, Linear, Params
 from softmax_xp.solvers import Solution
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
 
@@ -266,7 +266,9 @@ class Trainer:
             batches = islice(minibatches(backend, rows.n, self.batch_size, rng), self.max_steps)
             start = self.model.params_on(backend, rows.X.dtype)
             loop = _Loop(self, rows, held_out, start)
-            ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe, backend.repeated)
+            # A model of a user's own may do something else at each step: it is called as it is.
+            repeated = backend.repeated if type(self.model) in (Linear, MLP) else None
+            ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe, repeated)
             solution = loop.finish(ended)
             home = backend_of(X)
             self.model.params = {name: home.asarray(x) for name, x in solution.params.items()}

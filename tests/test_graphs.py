@@ -237,6 +237,32 @@ def test_a_step_that_is_overridden_is_taken(rng, recordings_on_numpy):
     assert not recordings_on_numpy
 
 
+def test_an_update_that_is_overridden_is_called_at_each_step(rng, recordings_on_numpy):
+    class Counting(sx.SGD):
+        def update(self, *arguments):
+            calls.append(arguments)
+            return super().update(*arguments)
+
+    X, y, calls = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50), []
+    sx.Trainer(sx.Linear(5, 3), Counting(0.1), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    assert len(calls) == 4
+    assert not recordings_on_numpy
+
+
+def test_a_model_of_ones_own_is_called_at_each_step(rng, recordings_on_numpy):
+    class Noisy(sx.Linear):
+        """Its features get other noise each time, from the host."""
+
+        def value_and_grad(self, params, X, *arguments):
+            calls.append(X)
+            return super().value_and_grad(params, X + 0.1 * rng.normal(size=X.shape), *arguments)
+
+    X, y, calls = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50), []
+    sx.Trainer(Noisy(5, 3), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    assert len(calls) == 5  # and for the objective at the end
+    assert not recordings_on_numpy
+
+
 def test_an_optimizer_of_ones_own_is_not_recorded(rng, recordings_on_numpy):
     class Own:
         """A step that depends on its number in a way of its own."""

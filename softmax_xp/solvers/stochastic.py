@@ -188,7 +188,7 @@ def run(
     batches: Iterable[Any],
     optimizer: Optimizer,
     observe: Callable[[int, Array, Params], object],
-    repeated: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda function: function,
+    repeated: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Run:
     """Take one step a batch until the batches end, the observer says stop, or Ctrl-C.
 
@@ -204,17 +204,18 @@ def run(
         Called after each step with the number of steps taken, the value before the step, and the parameters
         after it; a true result ends the loop.
     repeated : callable, optional
-        Takes a function to one that does the same sooner, as `Backend.repeated` does.
+        Takes a function to one that does the same sooner, as `Backend.repeated` does, for a `value_and_grad` that does
+        the same each time it is called.
     """
 
     def one_step(params: Params, state: State, batch: Any, factors: tuple[float, ...]) -> tuple[Array, Params, State]:
         value, grads = value_and_grad(params, batch)
         return value, *update(params, grads, state, *factors)
 
-    if isinstance(optimizer, _Rule) and type(optimizer).step is _Rule.step:
+    if isinstance(optimizer, _Rule) and type(optimizer).__module__ == __name__:
         update: Callable[..., tuple[Params, State]] = optimizer.update
         factors: Callable[[int], tuple[float, ...]] = optimizer.factors
-        take = repeated(one_step)
+        take = one_step if repeated is None else repeated(one_step)
     else:  # a step of a user's own is called as it is
         update, factors, take = optimizer.step, lambda n: (n,), one_step
     state = optimizer.start(params)
