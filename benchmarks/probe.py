@@ -24,6 +24,7 @@ from softmax_xp._arrays import block_bytes, row_blocks
 from softmax_xp.objective import LinearObjective
 
 VALUES = np.logspace(-4, 2, 10)
+SWEEP_TOL = 0.1 * TOL  # of each value, so that precisions whose objectives are compared stop within it of the minimum
 HELD_OUT = 25  # one row in so many more
 RIVALS = ("scikit-learn lbfgs", "torch LBFGS")
 ROUNDS = 3  # of the two products
@@ -69,7 +70,7 @@ def main(shape: Shape, precisions: Sequence[str], limit: float, output: Path, de
             step(f"{precision}: one fit")
             timed_fit(_model(precision, device, max_iter=2), train)  # to warm up
             rows.append(_own_row(precision, fitted(_model(precision, device), train, test, trace=True), products))
-            model, sweep[precision] = _model(precision, device, warm_start=True), list[dict[str, Any]]()
+            model, sweep[precision] = _model(precision, device, warm_start=True, tol=SWEEP_TOL), list[dict[str, Any]]()
             for C in VALUES:
                 step(f"{precision}: C = {C:.2g}")
                 at_C = replace(train, C=float(C))
@@ -86,7 +87,8 @@ def main(shape: Shape, precisions: Sequence[str], limit: float, output: Path, de
     _show(train, rows, rows[: len(precisions)])
     _show_sweep(train, sweep)
     arguments = {"shape": list(shape), "precisions": list(precisions), "limit": limit, "device": device.name}
-    report.save("probe", output, {**arguments, "tol": TOL, "max_iter": MAX_ITER}, device, rows=rows, sweep=sweep)
+    limits = {"tol": TOL, "sweep_tol": SWEEP_TOL, "max_iter": MAX_ITER}
+    report.save("probe", output, arguments | limits, device, rows=rows, sweep=sweep)
     report.figure(output / f"probe{device.suffix}.png", lambda canvas: _draw(canvas, train, rows, sweep), (11, 4.5))
     if any(rival.failed for rival in rivals):
         raise SystemExit(1)
@@ -247,18 +249,26 @@ def _show(train: Dataset, rows: Sequence[dict[str, Any]], own: Sequence[dict[str
 
 
 def _show_sweep(train: Dataset, sweep: dict[str, list[dict[str, Any]]]) -> None:
+    names = ("s", "steps", "objective", "difference", "accuracy")
     cells: list[tuple[object, ...]] = [
-        (report.number(at_C[0]["C"]), *(cell for row in at_C for cell in _sweep_cells(row)))
+        (report.number(at_C[0]["C"]), *(cell for row in at_C for cell in _sweep_cells(row, at_C[0]["objective"])))
         for at_C in zip(*sweep.values(), strict=True)
     ]
     totals = [[sum(row[key] for row in rows) for key in ("seconds", "n_iter")] for rows in sweep.values()]
-    cells.append(("all", *(cell for seconds, steps in totals for cell in (report.number(seconds), steps, "", ""))))
-    names = [f"{precision}: {name}" for precision in sweep for name in ("s", "steps", "objective", "accuracy")]
-    report.table(f"Warm-started sweep: {train.title.partition(', C=')[0]})", ("C", *names), cells, "small C to large")
+    blank = [""] * (len(names) - 2)
+    cells.append(("all", *(cell for seconds, steps in totals for cell in (report.number(seconds), steps, *blank))))
+    report.table(
+        f"Warm-started sweep: {train.title.partition(', C=')[0]})",
+        ("C", *(f"{precision}: {name}" for precision in sweep for name in names)),
+        cells,
+        f"small C to large, tol={SWEEP_TOL:g}. difference: relative, of the objective in float64, to the first's",
+    )
 
 
-def _sweep_cells(row: dict[str, Any]) -> tuple[object, ...]:
-    return report.number(row["seconds"]), row["n_iter"], f"{row['objective']:.7f}", f"{row['accuracy']:.4f}"
+def _sweep_cells(row: dict[str, Any], reference: float) -> tuple[object, ...]:
+    difference = (row["objective"] - reference) / abs(reference)
+    objective, accuracy = f"{row['objective']:.7f}", f"{row['accuracy']:.4f}"
+    return report.number(row["seconds"]), row["n_iter"], objective, report.number(difference, 2), accuracy
 
 
 def _draw(canvas: Any, train: Dataset, rows: Sequence[dict[str, Any]], sweep: dict[str, list[dict[str, Any]]]) -> None:
