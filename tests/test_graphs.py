@@ -168,7 +168,8 @@ def test_trainer_takes_the_same_steps(xp, rng, recordings, monkeypatch, optimize
 
     def train():
         model = sx.MLP(sizes, random_state=0) if len(sizes) > 2 else sx.Linear(5, 3)
-        trainer = sx.Trainer(model, optimizer, batch_size=16, max_steps=20, log_every=None, reg=0.01, random_state=1)
+        options = {"batch_size": 16, "max_steps": 20, "log_every": None, "reg": 0.01, "random_state": 1}
+        trainer = sx.Trainer(model, optimizer, device=xp.flag, **options)
         return trainer.fit(X, y, validation_data=(X, y)), model
 
     history, model = train()
@@ -188,7 +189,8 @@ def test_estimator_takes_the_same_steps(xp, rng, recordings, monkeypatch, solver
     X, y = xp.asarray(rng.normal(size=(600, 5)), "float32"), rng.integers(0, 3, size=600)
 
     def fitted():
-        return sx.SoftmaxClassifier(solver=solver, max_iter=3, tol=1e-1, random_state=0).fit(X, y)
+        options = {"max_iter": 3, "tol": 1e-1, "device": xp.flag, "random_state": 0}
+        return sx.SoftmaxClassifier(solver=solver, **options).fit(X, y)
 
     coef = fitted().coef_
     assert len(recordings) == 2
@@ -232,7 +234,7 @@ def test_a_step_that_is_overridden_is_taken(rng, recordings_on_numpy):
             return params, state
 
     X, y, model = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50), sx.Linear(5, 3)
-    sx.Trainer(model, Still(0.1), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    sx.Trainer(model, Still(0.1), batch_size=16, max_steps=4, log_every=None, device="cpu").fit(X, y)
     assert (model.params["W"] == 0).all()
     assert not recordings_on_numpy
 
@@ -244,7 +246,7 @@ def test_an_update_that_is_overridden_is_called_at_each_step(rng, recordings_on_
             return super().update(*arguments)
 
     X, y, calls = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50), []
-    sx.Trainer(sx.Linear(5, 3), Counting(0.1), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    sx.Trainer(sx.Linear(5, 3), Counting(0.1), batch_size=16, max_steps=4, log_every=None, device="cpu").fit(X, y)
     assert len(calls) == 4
     assert not recordings_on_numpy
 
@@ -258,7 +260,7 @@ def test_a_model_of_ones_own_is_called_at_each_step(rng, recordings_on_numpy):
             return super().value_and_grad(params, X + 0.1 * rng.normal(size=X.shape), *arguments)
 
     X, y, calls = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50), []
-    sx.Trainer(Noisy(5, 3), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    sx.Trainer(Noisy(5, 3), batch_size=16, max_steps=4, log_every=None, device="cpu").fit(X, y)
     assert len(calls) == 5  # and for the objective at the end
     assert not recordings_on_numpy
 
@@ -274,7 +276,7 @@ def test_an_optimizer_of_ones_own_is_not_recorded(rng, recordings_on_numpy):
             return {k: x - 0.1 / (n + 1) * grads[k] for k, x in params.items()}, state
 
     X, y = rng.normal(size=(50, 5)), rng.integers(0, 3, size=50)
-    sx.Trainer(sx.Linear(5, 3), Own(), batch_size=16, max_steps=4, log_every=None).fit(X, y)
+    sx.Trainer(sx.Linear(5, 3), Own(), batch_size=16, max_steps=4, log_every=None, device="cpu").fit(X, y)
     assert not recordings_on_numpy
 
 
