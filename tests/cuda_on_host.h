@@ -1,7 +1,9 @@
 // Runs a CUDA kernel on a CPU, one block at a time, its threads as fibers: to test what a kernel computes without a GPU.
 //
-// Threads run in turn until they wait for each other. A wait that not all of a warp or block come to ends the process.
-// Numbers are those of this machine's exp and log; speed, races and alignment are not those of a GPU.
+// A warp runs until it waits for the others of its block, its threads until they wait for each other, in orders that
+// change from block to block: one that does not wait where it has to reads what is not there yet, or no longer. A wait
+// that not all of a warp or block come to ends the process. Numbers are those of this machine's exp and log; speed and
+// alignment are not those of a GPU.
 
 #pragma once
 #include <setjmp.h>
@@ -97,6 +99,14 @@ static A __shfl_xor_sync(unsigned mask, A x, int step) {
     return x;
 }
 
+// --- Blocks ---
+
+constexpr unsigned SHARED_BYTES = 1 << 18;
+static void* shared_memory() {
+    alignas(16) static char memory[SHARED_BYTES];
+    return memory;
+}
+
 // Release those who wait in fibers [start, stop) if all wait at `place`; return whether they did.
 static bool release(unsigned start, unsigned stop, const void* place) {
     for (unsigned i = start; i < stop; ++i)
@@ -105,23 +115,38 @@ static bool release(unsigned start, unsigned stop, const void* place) {
     return true;
 }
 
+// The i-th of n in an order of this block's own: from another one on in each, and forwards or backwards.
+static unsigned in_turn(unsigned i, unsigned n) {
+    const unsigned turn = (i + blockIdx.x / 2) % n;
+    return blockIdx.x % 2 ? n - 1 - turn : turn;
+}
+
+// Run a warp as far as it gets alone; return whether it moved.
+static bool run_warp(unsigned first) {
+    bool moved = false;
+    do
+        for (unsigned i = 0; i < 32; ++i) {
+            const unsigned thread = first + in_turn(i, 32);
+            if (fibers[thread].done || fibers[thread].waits) continue;
+            resume(thread);
+            moved = true;
+        }
+    while (release(first, first + 32, &of_warp[first / 32]));
+    return moved;
+}
+
 static void run_kernel(unsigned grid, unsigned block, std::function<void()> kernel) {
     if (block % 32 || block > 1024) abort();
     body = std::move(kernel);
     blockDim.x = block;
     fibers.resize(1024);
+    memset(shared_memory(), 0xff, SHARED_BYTES);  // numbers that are not
     for (blockIdx.x = 0; blockIdx.x < grid; ++blockIdx.x) {
         for (unsigned thread = 0; thread < block; ++thread) fibers[thread].done = false;
         for (bool moved = true; moved;) {
             moved = false;
-            for (unsigned thread = 0; thread < block; ++thread)
-                if (!fibers[thread].done && !fibers[thread].waits) {
-                    resume(thread);
-                    moved = true;
-                }
-            for (unsigned warp = 0; warp < block / 32; ++warp)
-                moved |= release(32 * warp, 32 * warp + 32, &of_warp[warp]);
-            moved |= release(0, block, &of_block);
+            for (unsigned i = 0; i < block / 32; ++i) moved |= run_warp(32 * in_turn(i, block / 32));
+            release(0, block, &of_block);
         }
         for (unsigned thread = 0; thread < block; ++thread)
             if (!fibers[thread].done) {
@@ -129,11 +154,6 @@ static void run_kernel(unsigned grid, unsigned block, std::function<void()> kern
                 abort();
             }
     }
-}
-
-static void* shared_memory() {
-    alignas(16) static char memory[1 << 18];
-    return memory;
 }
 
 // --- Conversions of 16-bit floats: defined once the type is ---
