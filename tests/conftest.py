@@ -20,7 +20,7 @@ class Library:
 
     def __init__(self, name: str):
         self.name = name
-        self.flag = "cpu" if name.startswith("numpy") else "auto"  # the `device` on which its arrays are computed with
+        self.device_flag = "cpu" if name.startswith("numpy") else "auto"  # where its arrays are computed with
         self.float_dtypes = ["float32", "float64"]
         if name.startswith("numpy"):
             self.namespace, self.device = importlib.import_module("array_api_compat.numpy"), "cpu"

@@ -169,7 +169,7 @@ def test_trainer_takes_the_same_steps(xp, rng, recordings, monkeypatch, optimize
     def train():
         model = sx.MLP(sizes, random_state=0) if len(sizes) > 2 else sx.Linear(5, 3)
         options = {"batch_size": 16, "max_steps": 20, "log_every": None, "reg": 0.01, "random_state": 1}
-        trainer = sx.Trainer(model, optimizer, device=xp.flag, **options)
+        trainer = sx.Trainer(model, optimizer, device=xp.device_flag, **options)
         return trainer.fit(X, y, validation_data=(X, y)), model
 
     history, model = train()
@@ -189,7 +189,7 @@ def test_estimator_takes_the_same_steps(xp, rng, recordings, monkeypatch, solver
     X, y = xp.asarray(rng.normal(size=(600, 5)), "float32"), rng.integers(0, 3, size=600)
 
     def fitted():
-        options = {"max_iter": 3, "tol": 1e-1, "device": xp.flag, "random_state": 0}
+        options = {"max_iter": 3, "tol": 1e-1, "device": xp.device_flag, "random_state": 0}
         return sx.SoftmaxClassifier(solver=solver, **options).fit(X, y)
 
     coef = fitted().coef_

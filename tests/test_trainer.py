@@ -174,7 +174,7 @@ def test_trainer_sees_the_same_rows_on_every_library(xp, rng):
     X[:, 0] = np.arange(10)
     for random_state in (5, np.random.default_rng(5)):
         seen.clear()
-        trainer = quiet(Watching(4, 3), batch_size=4, max_steps=6, device=xp.flag, random_state=random_state)
+        trainer = quiet(Watching(4, 3), batch_size=4, max_steps=6, device=xp.device_flag, random_state=random_state)
         trainer.fit(xp.asarray(X), xp.asarray(y))
         generator = np.random.default_rng(5)
         orders = [generator.permutation(10) for _ in range(2)]
@@ -472,13 +472,15 @@ def test_callbacks_are_called_every_log_every_steps(xp, rng):
 
     X, y = rows(rng)
     model = sx.Linear(4, 3)
-    trainer = sx.Trainer(model, max_steps=20, log_every=5, device=xp.flag, callbacks=[note, lambda progress: None])
+    trainer = sx.Trainer(
+        model, max_steps=20, log_every=5, device=xp.device_flag, callbacks=[note, lambda progress: None]
+    )
     history = trainer.fit(xp.asarray(X), xp.asarray(y))
     assert [step for step, *_ in calls] == [5, 10, 15, 20]
     assert [loss for _, loss, _ in calls] == [history.loss[step - 1] for step in (5, 10, 15, 20)]
     np.testing.assert_array_equal(calls[-1][2], xp.to_numpy(model.params["W"]))
     calls.clear()
-    trainer = quiet(sx.Linear(4, 3), max_steps=250, device=xp.flag, callbacks=(note,))
+    trainer = quiet(sx.Linear(4, 3), max_steps=250, device=xp.device_flag, callbacks=(note,))
     trainer.fit(xp.asarray(X), xp.asarray(y))
     assert [step for step, *_ in calls] == [100, 200]
 

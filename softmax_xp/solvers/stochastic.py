@@ -212,7 +212,7 @@ def run(
         value, grads = value_and_grad(params, batch)
         return value, *update(params, grads, state, *factors)
 
-    if isinstance(optimizer, _Rule) and type(optimizer).__module__ == __name__:
+    if isinstance(optimizer, _Rule) and type(optimizer) in (SGD, Adam, AdamW):
         update: Callable[..., tuple[Params, State]] = optimizer.update
         factors: Callable[[int], tuple[float, ...]] = optimizer.factors
         take = one_step if repeated is None else repeated(one_step)
