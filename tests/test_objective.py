@@ -483,6 +483,31 @@ def test_blocked_is_the_reference_where_classes_or_features_are_many(rng, monkey
             np.testing.assert_allclose(a, b, rtol=0, atol=bound(quantity, dtype, b))
 
 
+@pytest.mark.parametrize("shape", [(97, 9, 11), (103, 4, 7), (20, 2, 9)])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_buffer_never_grows_within_an_evaluation(rng, monkeypatch, schedule, shape):
+    """Else the smaller one, while something still refers to it, would lie in memory beside the larger one."""
+
+    class Watched(Workspace):
+        def buffer(self, name, shape, dtype, *, shared=False):
+            sizes.setdefault(name, []).append(int(np.prod(shape)))
+            return super().buffer(name, shape, dtype, shared=shared)
+
+    p = Problem(HERE, rng, "float32", *shape, weighted=True)
+    at, along = ([p.given(rng.normal(size=s)) for s in (p.shape, p.shape[0])] for _ in range(2))
+    with many_blocks(monkeypatch, schedule):
+        for function, rest in (
+            (blocked.linear_sums, (p.t, p.weight, 0.1)),
+            (blocked.linear_hessian_product, (*along, p.weight)),
+        ):
+            sizes: dict[str, list[int]] = {}
+            function(*at, p.X, *rest, workspace=Watched(1))
+            assert sizes
+            assert {name: max(asked) for name, asked in sizes.items()} == {
+                name: asked[0] for name, asked in sizes.items()
+            }
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_workspace_may_be_used_for_any_shape_again(rng, monkeypatch, schedule):
     """Its buffers grow and shrink with what is asked, and nothing of the last call is left in the next."""

@@ -247,10 +247,6 @@ def _sums_by_lanes(
     unit = piece or (ROUND if step > ROUND else 1)
     blocks = _parts(n_rows, -(-n_rows // (step * n_lanes)) * n_lanes, unit)
     n_lanes = min(n_lanes, len(blocks))
-    # Buffers for the longest block, and parts of them for the others: were they asked for by each block's length, a
-    # longer one would be allocated while the one before it is still in use.
-    longest = max(rows.stop - rows.start for rows in blocks)
-    shape = (height, longest) if class_major else (longest, height)
     transposed = [np.ascontiguousarray(coef.T) if piece else coef.T for coef in padded]
     loss = np.zeros(n_lanes)
     grad_coef = workspace.buffer("grad_coef", (n_lanes, height, n_features), X.dtype, shared=True)
@@ -266,8 +262,9 @@ def _sums_by_lanes(
         for rows in own:
             X_block = X[rows]
             losses = workspace.buffer("losses", (len(X_block),), X.dtype)
+            shape = (height, len(X_block)) if class_major else (len(X_block), height)
             buffers = [workspace.buffer(f"logits {i}", shape, X.dtype) for i in range(len(maps))]
-            products = [(z.T if class_major else z)[: len(X_block)] for z in buffers]
+            products = [z.T if class_major else z for z in buffers]
             logits = [z[:, :n_coef] for z in products]
             form = partial(multiply, X_block, products)
             for i in range(len(maps)):
@@ -352,7 +349,7 @@ def _sums_by_superblocks(
     row_bytes = len(maps) * n_coef * X.itemsize
     step = max(SUPERBLOCK_BYTES // row_bytes, SUPERBLOCK_ROWS_PER_FEATURE * n_features, MIN_SUPERBLOCK_ROWS)
     blocks = _parts(n_rows, n_rows // step)  # none with fewer rows, if there are more
-    height = max(rows.stop - rows.start for rows in blocks)
+    height = blocks[0].stop
     logits = [workspace.buffer(f"logits {i}", (height, n_coef), X.dtype, shared=True) for i in range(len(maps))]
     losses = workspace.buffer("losses", (height,), X.dtype, shared=True)
     loss = np.zeros(())
@@ -425,10 +422,14 @@ def _cast(coef: np.ndarray, name: str, dtype: np.dtype, workspace: Workspace) ->
 
 
 def _parts(n: int, n_parts: int, unit: int = 1) -> list[slice]:
-    """Return range(n) in so many slices, or fewer, of nearly the same length, each but the last a multiple of unit."""
+    """Return range(n) in so many slices, or fewer, of nearly the same length, each but the last a multiple of unit.
+
+    The longest come first, so that a buffer which holds one holds those that come after it.
+    """
     units = -(-n // unit)
     n_parts = max(1, min(n_parts, units))
-    ends = [min(n, unit * (units * i // n_parts)) for i in range(n_parts + 1)]
+    length, longer = divmod(units, n_parts)
+    ends = [min(n, unit * (length * i + min(i, longer))) for i in range(n_parts + 1)]
     return [slice(start, stop) for start, stop in pairwise(ends)]
 
 
