@@ -224,16 +224,19 @@ def _fault(call: Call, expected: tuple[Array, Array, Array], allowed: float) -> 
 def alternatives(n_classes: int, dtype: str, n_rows: int, shared_bytes: int) -> list[launches.Launch]:
     """Return the launches that could serve the gradient of row-major logits, the one that is chosen first.
 
-    That of rows that are not aligned is among them; and any number of threads a row, with as many of its classes in
-    registers as there are, or as half or all of what may be held, and none or all of the others in shared memory.
+    Those of rows that are not dense, and not aligned, are among them; and any number of threads a row, with as many of
+    its classes in registers as there are, or as half or all of what may be held, and none or all of the others in
+    shared memory.
     """
     stored, computed = launches.TYPES[dtype]
     kinds = f"{stored}, {computed}, GRADIENT, LABELS"
     pack = launches.PACK_BYTES // launches.itemsize(dtype)
     aligned = n_classes % pack == 0
     serving = [
-        launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own, shared_bytes=shared_bytes)
-        for own in (aligned, False)
+        launches.launch_of(
+            n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own, dense=dense, shared_bytes=shared_bytes
+        )
+        for own, dense in ((aligned, True), (aligned, False), (False, False))
     ]
     pack = pack if aligned else 1
     most = [
@@ -344,7 +347,9 @@ def _show_boundaries(dtype: str, rows: Sequence[dict[str, Any]], device: Device)
 
 
 def shape_of(launch: launches.Launch, n_classes: int) -> str:
-    """Return pack x group x held, then what is kept in shared memory, and a + where there is more."""
+    """Return pack x group x held of `row_major`, then what is kept in shared memory, and a + where there is more."""
+    if launch.kernel.startswith("few_classes"):
+        return "a thread a row"
     *_, pack, group, held, _ = launch.kernel.removesuffix(">").split(", ")
     more = int(pack) * int(group) * (int(held) + launch.kept) < n_classes
     return f"{pack} x {group} x {held}" + (f" and {launch.kept}" if launch.kept else "") + (" +" if more else "")

@@ -204,12 +204,11 @@ def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
     for n_classes in (8, 10, 100, 1024, 50257, 131072):
         launches = kernel.alternatives(n_classes, dtype, 1000, 232448)
         aligned = n_classes % (4 if dtype == "float32" else 8) == 0
-        chosen = kernel.cuda.launch_of(
-            1000, n_classes, dtype, "GRADIENT", "LABELS", aligned=aligned, shared_bytes=232448
-        )
-        assert launches[0] == chosen
+        options = {"aligned": aligned, "dense": True, "shared_bytes": 232448}
+        assert launches[0] == kernel.cuda.launch_of(1000, n_classes, dtype, "GRADIENT", "LABELS", **options)
         assert len({kernel.shape_of(launch, n_classes) for launch in launches}) == len(launches) > 1
-        for launch in launches:
+        assert (kernel.shape_of(launches[0], n_classes) == "a thread a row") == (n_classes <= 64)
+        for launch in launches[n_classes <= 64 :]:
             *_, pack, group, held, more = launch.kernel.removesuffix(">").split(", ")
             assert (more == "true") == (int(pack) * int(group) * int(held) < n_classes)
             assert launch.grid * (launch.block // int(group)) >= 1000

@@ -33,9 +33,13 @@ __device__ inline void* shared_memory() {  // as much as the launch asks for
 
 __device__ inline float widen(BFloat16 x) { return __uint_as_float((unsigned)x.bits << 16); }
 __device__ inline void narrow(float wide, BFloat16& x) {
+#if __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(x.bits) : "f"(wide));
+#else
     const unsigned bits = __float_as_uint(wide);
     const unsigned even = bits + 0x7fffu + (bits >> 16 & 1u);                  // to the nearest, ties to even
     x.bits = (unsigned short)((wide == wide ? even : bits | 0x400000u) >> 16);  // a NaN stays one
+#endif
 }
 __device__ inline float widen(float x) { return x; }
 __device__ inline void narrow(float wide, float& x) { x = wide; }
@@ -53,10 +57,9 @@ __device__ inline Pack<T, N> load(const T* from) {
     return *reinterpret_cast<const Pack<T, N>*>(from);
 }
 
-template <typename A>
-__device__ inline A larger(A x, A y) {
-    return x > y ? x : y;
-}
+// Of a NaN and a number these may return either: the sums after them are NaN all the same.
+__device__ inline float larger(float x, float y) { return fmaxf(x, y); }  // one instruction, where `?:` is two
+__device__ inline double larger(double x, double y) { return x > y ? x : y; }
 template <bool MAXIMUM, typename A>
 __device__ inline A both(A x, A y) {
     return MAXIMUM ? larger(x, y) : x + y;
@@ -128,6 +131,15 @@ struct Sums {
     Sum<A, COMPENSATED> expected;  // of t z
     Sum<A, COMPENSATED> along;     // of exp(z) u, where u is the direction
 
+    template <bool OTHER>
+    __device__ void operator+=(const Sums<A, OTHER>& more) {  // of logits from which the same was subtracted
+        n += more.n;
+        exps += more.exps.value;
+        logits += more.logits.value;
+        mass += more.mass.value;
+        expected += more.expected.value;
+        along += more.along.value;
+    }
     __device__ void raise(A to) {
         const A by = n > 0 ? top - to : 0, factor = exp(by);  // without any, the difference may be infinite
         exps *= factor;
@@ -145,19 +157,21 @@ struct Totals {
     A log_exps, inverse;  // of the sum of exp(z)
     A logits = 0, mass = 0, expected = 0;
     A along = 0;  // the mean of u under the softmax
+    A hit, miss;  // what the gradient is less than the weighted probability: at the label, and elsewhere
 };
 
 template <typename A, int PASS, int TARGETS>
 struct Row {
-    Index label;
+    int label;
     bool known;   // whether the label is a class
     bool counts;  // whether the weight is not zero: else loss and gradient are zero, whatever the logits
     A weight, smoothing, even;
 
     __device__ Row(const void* targets, const A* weights, A smoothing, Index row, int n_classes)
-        : smoothing(smoothing), even(smoothing / n_classes) {
-        label = TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1;
-        known = TARGETS != LABELS || (label >= 0 && label < n_classes);
+        : smoothing(smoothing), even(smoothing != 0 ? smoothing / n_classes : 0) {
+        const Index given = TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1;
+        known = TARGETS != LABELS || (given >= 0 && given < n_classes);
+        label = known ? (int)given : -1;
         weight = weights ? weights[row] : (A)1;
         counts = !known || weight != 0;
         if (!known) weight = (A)__uint_as_float(0x7fc00000u);  // NaN: in the loss, and in each entry of the gradient
@@ -185,6 +199,8 @@ struct Row {
     __device__ Totals<A> reduced(const Sums<A, COMPENSATED>& sums, Total total) const {
         const A exps = total(sums.exps.value);
         Totals<A> of_row{sums.top, log(exps), 1 / exps};
+        of_row.hit = weight * (1 - smoothing + even);
+        of_row.miss = weight * even;
         if (PASS == HESSIAN) {
             of_row.along = total(sums.along.value) * of_row.inverse;
         } else if (TARGETS == PROBABILITIES) {
@@ -204,15 +220,15 @@ struct Row {
         return weight * (sums.log_exps - expected);
     }
 
-    // What is written for class k.
-    __device__ A entry(const Totals<A>& sums, Index k, A z, A e, A t) const {
-        if (PASS == LOG_SOFTMAX) return z - sums.log_exps;
-        const A p = e * sums.inverse;
-        if (PASS == SOFTMAX) return p;
+    // What is written for class k, with target t, where `e` is its exponential, or, for LOG_SOFTMAX, its shifted logit.
+    __device__ A entry(const Totals<A>& sums, int k, A e, A t) const {
+        if (PASS == LOG_SOFTMAX) return e - sums.log_exps;
+        if (PASS == SOFTMAX) return e * sums.inverse;
         if (!counts) return 0;
-        if (PASS == HESSIAN) return weight * (p * (t - sums.along));
-        if (TARGETS == PROBABILITIES) return weight * (p * sums.mass - probability(t));
-        return weight * (p - ((k == label ? 1 - smoothing : (A)0) + even));
+        const A scale = weight * sums.inverse;  // as all that is the same for each class, it is formed once
+        if (PASS == HESSIAN) return scale * e * (t - sums.along);
+        if (TARGETS == PROBABILITIES) return scale * sums.mass * e - weight * probability(t);
+        return scale * e - (k == label ? sums.hit : sums.miss);
     }
 };
 
@@ -228,6 +244,7 @@ template <typename T, typename A, int PASS, int TARGETS, int VEC, int GROUP, int
 __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / GROUP : 1) row_major(ARGUMENTS) {
     constexpr int STEP = GROUP * VEC;  // from one pack of a thread to its next
     constexpr int DEPTH = sizeof(A) == 4 && VEC <= 4 ? 2 : 1;  // packs waited for at once; more would not be held
+    constexpr bool WIDE = sizeof(T) == sizeof(A);  // what is kept may be overwritten with what becomes of it
     const int lane = threadIdx.x % GROUP, beyond = HELD * STEP + lane * VEC;
     const int n_beyond = MORE && beyond < n_classes ? (n_classes - 1 - beyond) / STEP + 1 : 0;
     const int n_kept = !MORE ? 0 : n_beyond < kept ? n_beyond : kept;
@@ -242,34 +259,47 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 
     auto unpack = [&](const Pack<T, VEC>& pack, int first, A* x) {
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) x[v] = widen(pack.at[v]) + (bias ? bias[first + v] : (A)0);
+        for (int v = 0; v < VEC; ++v) x[v] = widen(pack.at[v]);
+        if (!bias) return;
+        const Pack<A, VEC> added = load<VEC>(bias + first);
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) x[v] += added.at[v];
     };
     auto* own_kept = static_cast<Pack<T, VEC>*>(MORE ? shared_memory() : nullptr) + lane;
     auto targets_at = [&](int first) {
         if (TARGETS == PROBABILITIES) return load<VEC>(t + first);
         return Pack<A, VEC>{};
     };
-    auto write = [&](const Totals<A>& totals, int first, const A* shifted, const A* exps) {
-        const Pack<A, VEC> target = targets_at(first);
+    auto packed = [](const A* x) {
         Pack<T, VEC> pack;
 #pragma unroll
-        for (int v = 0; v < VEC; ++v)
-            narrow(own.entry(totals, first + v, shifted[v], exps[v], target.at[v]), pack.at[v]);
-        *reinterpret_cast<Pack<T, VEC>*>(to + first) = pack;
+        for (int v = 0; v < VEC; ++v) narrow(x[v], pack.at[v]);
+        return pack;
+    };
+    auto write = [&](const Totals<A>& totals, int first, const A* y) {  // shifted logits, or their exponentials
+        const Pack<A, VEC> target = targets_at(first);
+        A entries[VEC];
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) entries[v] = own.entry(totals, first + v, y[v], target.at[v]);
+        *reinterpret_cast<Pack<T, VEC>*>(to + first) = packed(entries);
     };
 
+    Pack<T, VEC> held[HELD];  // on its way, all of it before anything waits for a part
+#pragma unroll
+    for (int i = 0; i < HELD; ++i)
+        if (i * STEP + lane * VEC < n_classes) held[i] = load<VEC>(z + i * STEP + lane * VEC);
     A x[HELD * VEC];
     A top = lowest(A());
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
         if (first < n_classes) {
-            unpack(load<VEC>(z + first), first, x + i * VEC);
+            unpack(held[i], first, x + i * VEC);
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, x[i * VEC + v]);
         }
     }
-#pragma unroll 4
+#pragma unroll 2 * DEPTH
     for (int i = 0; i < n_kept; ++i) {
         const Pack<T, VEC> pack = load<VEC>(z + beyond + i * STEP);
         own_kept[i * GROUP] = pack;
@@ -280,12 +310,16 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     }
     Sums<A, MORE && sizeof(A) == 4> sums;
     sums.top = top;
-    auto add = [&](const Pack<T, VEC>& pack, int first) {
-        A y[VEC];
-        unpack(pack, first, y);
+    auto add = [&](A* y, int first) {  // and turn the logits into what `write` takes
         const Pack<A, VEC> target = targets_at(first);
+        Sums<A, false> of_pack;
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) own.add(sums, y[v] - sums.top, exp(y[v] - sums.top), target.at[v]);
+        for (int v = 0; v < VEC; ++v) {
+            const A shifted = y[v] - sums.top, e = exp(shifted);
+            own.add(of_pack, shifted, e, target.at[v]);
+            y[v] = PASS == LOG_SOFTMAX ? shifted : e;
+        }
+        sums += of_pack;
     };
     for (int i = n_kept; i < n_beyond; i += DEPTH) {
         Pack<T, VEC> next[DEPTH];
@@ -304,7 +338,11 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         if (top > sums.top) sums.raise(top);
 #pragma unroll
         for (int j = 0; j < DEPTH; ++j)
-            if (i + j < n_beyond) add(next[j], beyond + (i + j) * STEP);
+            if (i + j < n_beyond) {
+                A y[VEC];
+                unpack(next[j], beyond + (i + j) * STEP, y);
+                add(y, beyond + (i + j) * STEP);
+            }
     }
     top = over_neighbours<true, GROUP>(sums.top);
     sums.raise(top);
@@ -314,17 +352,14 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
-        if (first < n_classes) {
-            const Pack<A, VEC> target = targets_at(first);
-#pragma unroll
-            for (int v = 0; v < VEC; ++v) {
-                const A shifted = x[i * VEC + v] - top, e = exp(shifted);
-                own.add(sums, shifted, e, target.at[v]);
-                x[i * VEC + v] = PASS == LOG_SOFTMAX ? shifted : e;
-            }
-        }
+        if (first < n_classes) add(x + i * VEC, first);
     }
-    for (int i = 0; i < n_kept; ++i) add(own_kept[i * GROUP], beyond + i * STEP);
+    for (int i = 0; i < n_kept; ++i) {
+        A y[VEC];
+        unpack(own_kept[i * GROUP], beyond + i * STEP, y);
+        add(y, beyond + i * STEP);
+        if (WIDE) own_kept[i * GROUP] = packed(y);
+    }
     const Totals<A> totals = own.reduced(sums, [](A part) { return over_neighbours<false, GROUP>(part); });
 
     if (losses && exists && lane == 0) losses[row] = own.loss(totals, at_label);
@@ -337,19 +372,108 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
-        if (first < n_classes) write(totals, first, x + i * VEC, x + i * VEC);
+        if (first < n_classes) write(totals, first, x + i * VEC);
     }
     for (int i = n_beyond - 1; i >= 0; --i) {
         const int first = beyond + i * STEP;
-        A y[VEC], e[VEC];
-        unpack(i < n_kept ? own_kept[i * GROUP] : load<VEC>(z + first), first, y);
+        A y[VEC];
+        if (WIDE && i < n_kept) {
+            const Pack<T, VEC> pack = own_kept[i * GROUP];
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) {
-            y[v] -= top;
-            e[v] = exp(y[v]);
+            for (int v = 0; v < VEC; ++v) y[v] = widen(pack.at[v]);
+        } else {
+            unpack(i < n_kept ? own_kept[i * GROUP] : load<VEC>(z + first), first, y);
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) {
+                y[v] -= top;
+                if (PASS != LOG_SOFTMAX) y[v] = exp(y[v]);
+            }
         }
-        write(totals, first, y, e);
+        write(totals, first, y);
     }
+}
+
+// The same for few classes, and rows with nothing between them: a thread has a row, so that what a row costs besides its
+// classes is done once for all of them. The block brings its ROWS to shared memory, and takes from there what becomes of
+// them, as they lie. A thread goes over its row in packs of VEC classes, of which there are no parts.
+template <typename T, typename A, int PASS, int TARGETS, int VEC, int ROWS>
+__global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
+    const Index start = (Index)blockIdx.x * ROWS;
+    const int n_own = n_rows - start < ROWS ? (int)(n_rows - start) : ROWS, count = n_own * n_classes;
+    const int n_packs = n_classes / VEC, rest = count / 4 * 4 + threadIdx.x;
+    const T* z = logits + start * n_classes;
+    T* to = out + start * n_classes;
+    A* own_logits = static_cast<A*>(shared_memory());
+
+    // Pack i of the block. Neighbours want the same pack of their rows at once: where n_packs is even, these would lie in
+    // few of the eight columns of 16 bytes that shared memory has, and are spread over all of them.
+    const int spread = VEC > 1 ? ((n_packs & -n_packs) - 1) & 7 : 0;
+    auto* fours = reinterpret_cast<Pack<A, 4>*>(own_logits);
+    auto* packs = reinterpret_cast<Pack<A, VEC>*>(own_logits);
+    auto place = [&](int i) { return i ^ (i >> 3 & spread); };
+
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count / 4; i += ROWS) {
+        const Pack<T, 4> pack = load<4>(z + 4 * i);
+        Pack<A, 4> wide;
+#pragma unroll
+        for (int v = 0; v < 4; ++v) wide.at[v] = widen(pack.at[v]);
+        fours[place(i)] = wide;
+    }
+    if (rest < count) own_logits[rest] = widen(z[rest]);
+    __syncthreads();
+
+    if (threadIdx.x < n_own) {
+        const Row<A, PASS, TARGETS> own(targets, weights, smoothing, start + threadIdx.x, n_classes);
+        const int first = threadIdx.x * n_packs;
+        A top = lowest(A()), at_label = 0;
+#pragma unroll 4
+        for (int i = 0; i < n_packs; ++i) {
+            Pack<A, VEC> pack = packs[place(first + i)];
+            if (bias) {
+                const Pack<A, VEC> added = load<VEC>(bias + i * VEC);
+#pragma unroll
+                for (int v = 0; v < VEC; ++v) pack.at[v] += added.at[v];
+                packs[place(first + i)] = pack;
+            }
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) top = larger(top, pack.at[v]);
+        }
+        if (TARGETS == LABELS && own.known) at_label = packs[place(first + own.label / VEC)].at[own.label % VEC];
+        Sums<A, false> sums;
+        sums.top = top;
+#pragma unroll 4
+        for (int i = 0; i < n_packs; ++i) {
+            Pack<A, VEC> pack = packs[place(first + i)];
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) {
+                const A shifted = pack.at[v] - top, e = exp(shifted);
+                own.add(sums, shifted, e, (A)0);
+                pack.at[v] = PASS == LOG_SOFTMAX ? shifted : e;
+            }
+            if (PASS != LOSS) packs[place(first + i)] = pack;
+        }
+        const Totals<A> totals = own.reduced(sums, [](A all) { return all; });
+        if (losses) losses[start + threadIdx.x] = own.loss(totals, at_label);
+#pragma unroll 4
+        for (int i = 0; PASS != LOSS && i < n_packs; ++i) {
+            Pack<A, VEC> pack = packs[place(first + i)];
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) pack.at[v] = own.entry(totals, i * VEC + v, pack.at[v], (A)0);
+            packs[place(first + i)] = pack;
+        }
+    }
+    if (PASS == LOSS) return;
+    __syncthreads();
+#pragma unroll 4
+    for (int i = threadIdx.x; i < count / 4; i += ROWS) {
+        const Pack<A, 4> wide = fours[place(i)];
+        Pack<T, 4> pack;
+#pragma unroll
+        for (int v = 0; v < 4; ++v) narrow(wide.at[v], pack.at[v]);
+        *reinterpret_cast<Pack<T, 4>*>(to + 4 * i) = pack;
+    }
+    if (rest < count) narrow(own_logits[rest], to[rest]);
 }
 
 // Classes of rows side by side: `step` numbers from one class to the next. A warp takes 32 rows, and a slice of the
@@ -380,7 +504,7 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     if (PASS == LOSS || !exists) return;
     for (Index k = slice; k < n_classes; k += SLICES) {
         const A z = logit(k) - totals.top;
-        narrow(own.entry(totals, k, z, exp(z), target(k)), out[k * out_step + row]);
+        narrow(own.entry(totals, k, PASS == LOG_SOFTMAX ? z : exp(z), target(k)), out[k * out_step + row]);
     }
 }
 

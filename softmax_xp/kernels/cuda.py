@@ -256,11 +256,13 @@ def _run(
     elif targets is not None:
         targets = xp.astype(targets, getattr(xp, real), copy=False)
     weight, bias = _vector(weight, getattr(xp, real)), _vector(bias, getattr(xp, real))
+    bias = bias if bias is None or _starts_a_pack(bias) else xp.asarray(bias, copy=True)
     if n_rows == 0:
         return out
     matrices = [x for x in (z, out, targets) if x is not None and x.ndim == 2]
-    aligned = all(cublas.address(x) % PACK_BYTES == 0 and x.strides[0] % PACK_BYTES == 0 for x in matrices)
-    whole = n_classes * z.itemsize % PACK_BYTES == 0
+    row_bytes = n_classes * z.itemsize
+    starts = all(map(_starts_a_pack, matrices))
+    whole = row_bytes % PACK_BYTES == 0 and all(x.strides[0] % PACK_BYTES == 0 for x in matrices)
     launch = launch_of(
         n_rows,
         n_classes,
@@ -268,7 +270,8 @@ def _run(
         row_pass,
         kind,
         class_major=class_major,
-        aligned=aligned and whole,
+        aligned=starts and whole,
+        dense=starts and (n_rows == 1 or z.strides[0] == out.strides[0] == row_bytes),
         shared_bytes=_shared_bytes(z),
     )
     across = 1 if class_major else 0
@@ -314,6 +317,11 @@ def _most_shared_bytes(device: int) -> int:
 
 def _pointer(x: Array | None) -> np.uint64:
     return np.uint64(cublas.address(x))
+
+
+def _starts_a_pack(x: Array) -> bool:
+    """Return whether `x` begins where a pack may."""
+    return cublas.address(x) % PACK_BYTES == 0
 
 
 def _steps(x: Array, axis: int) -> bool:

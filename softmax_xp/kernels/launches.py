@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 # Number as it lies in memory -> number that is computed with, as C++ spells them.
@@ -22,6 +23,9 @@ WARP = 32
 BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
 MAX_BLOCK = 1024
 STATIC_BYTES = 2048  # of shared memory that a block takes anyway
+# Of the logits of BLOCK rows, where a thread has a row: up to 64 classes. With more, threads that share one need about
+# as few instructions for an entry, by what is compiled for compute capability 9.0. Not measured on a GPU.
+FEW_BYTES = 32768
 SLICES = 8  # warps that share 32 rows of class-major logits
 MIN_SLICE = 32  # classes: with fewer to share, one warp does
 
@@ -48,13 +52,15 @@ def launch_of(
     *,
     class_major: bool = False,
     aligned: bool = False,
+    dense: bool = False,
     shared_bytes: int = 0,
 ) -> Launch:
     """Return the launch that serves a shape.
 
-    Rows of few classes share a warp, then have one, then a block: the fewest threads that can hold the row, and in the
-    largest block as much of it as fits. Larger blocks have more shared memory, in proportion, so that it does not keep
-    others from being on the same processor: while one reads, another reduces or writes.
+    Dense rows of few classes have a thread each. Others share a warp, then have one, then a block: the fewest threads
+    that can hold the row, and in the largest block as much of it as fits. Larger blocks have more shared memory, in
+    proportion, so that it does not keep others from being on the same processor: while one reads, another reduces or
+    writes.
 
     Parameters
     ----------
@@ -67,6 +73,8 @@ def launch_of(
         Whether rows, instead of classes, lie side by side.
     aligned : bool
         Whether each row of each matrix starts at a multiple of PACK_BYTES and is a multiple of it long.
+    dense : bool
+        Whether logits and output start at a multiple of PACK_BYTES and have nothing between their rows.
     shared_bytes : int
         Of shared memory that a block may take on the device.
     """
@@ -75,6 +83,10 @@ def launch_of(
     if class_major:
         slices = SLICES if n_classes >= SLICES * MIN_SLICE else 1
         return Launch(f"class_major<{kinds}, {slices}>", -(-n_rows // WARP), WARP * slices)
+    few = BLOCK * n_classes * itemsize(computed)
+    if dense and few <= min(FEW_BYTES, shared_bytes) and targets != "PROBABILITIES":
+        pack = math.gcd(n_classes, 4)
+        return Launch(f"few_classes<{kinds}, {pack}, {BLOCK}>", -(-n_rows // BLOCK), BLOCK, shared=few)
     pack = PACK_BYTES // itemsize(dtype) if aligned else 1
     for group in GROUPS:
         needed, in_registers, in_shared = -(-n_classes // (pack * group)), *room(group, pack, dtype, shared_bytes)
