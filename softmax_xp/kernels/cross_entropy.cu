@@ -157,25 +157,27 @@ struct Totals {
     A log_exps, inverse;  // of the sum of exp(z)
     A logits = 0, mass = 0, expected = 0;
     A along = 0;  // the mean of u under the softmax
+    bool counts;  // whether the weight is not zero: else loss and gradient are zero, whatever the logits
+    A weight;     // NaN where the label is no class: in the loss, and in each entry of the gradient
     A hit, miss;  // what the gradient is less than the weighted probability: at the label, and elsewhere
 };
 
 template <typename A, int PASS, int TARGETS>
 struct Row {
-    int label;
-    bool known;   // whether the label is a class
-    bool counts;  // whether the weight is not zero: else loss and gradient are zero, whatever the logits
+    Index label;
     A weight, smoothing, even;
+    int n_classes;
 
+    // It asks for label and weight; nothing waits for them before `known` and `reduced` do.
     __device__ Row(const void* targets, const A* weights, A smoothing, Index row, int n_classes)
-        : smoothing(smoothing), even(smoothing != 0 ? smoothing / n_classes : 0) {
-        const Index given = TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1;
-        known = TARGETS != LABELS || (given >= 0 && given < n_classes);
-        label = known ? (int)given : -1;
-        weight = weights ? weights[row] : (A)1;
-        counts = !known || weight != 0;
-        if (!known) weight = (A)__uint_as_float(0x7fc00000u);  // NaN: in the loss, and in each entry of the gradient
-    }
+        : label(TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1),
+          weight(weights ? weights[row] : (A)1),
+          smoothing(smoothing),
+          even(smoothing != 0 ? smoothing / n_classes : 0),
+          n_classes(n_classes) {}
+
+    // Whether there are labels, and this one is a class.
+    __device__ bool known() const { return TARGETS == LABELS && label >= 0 && label < n_classes; }
 
     __device__ A probability(A t) const { return (1 - smoothing) * t + even; }
 
@@ -199,8 +201,11 @@ struct Row {
     __device__ Totals<A> reduced(const Sums<A, COMPENSATED>& sums, Total total) const {
         const A exps = total(sums.exps.value);
         Totals<A> of_row{sums.top, log(exps), 1 / exps};
-        of_row.hit = weight * (1 - smoothing + even);
-        of_row.miss = weight * even;
+        const bool outside = TARGETS == LABELS && !known();
+        of_row.counts = outside || weight != 0;
+        of_row.weight = outside ? (A)__uint_as_float(0x7fc00000u) : weight;
+        of_row.hit = of_row.weight * (1 - smoothing + even);
+        of_row.miss = of_row.weight * even;
         if (PASS == HESSIAN) {
             of_row.along = total(sums.along.value) * of_row.inverse;
         } else if (TARGETS == PROBABILITIES) {
@@ -213,22 +218,22 @@ struct Row {
     }
 
     __device__ A loss(const Totals<A>& sums, A logit_of_label) const {
-        if (!counts) return 0;
-        if (TARGETS == PROBABILITIES) return weight * (sums.log_exps * sums.mass - sums.expected);
+        if (!sums.counts) return 0;
+        if (TARGETS == PROBABILITIES) return sums.weight * (sums.log_exps * sums.mass - sums.expected);
         A expected = (1 - smoothing) * (logit_of_label - sums.top);
         if (smoothing != 0) expected += even * sums.logits;
-        return weight * (sums.log_exps - expected);
+        return sums.weight * (sums.log_exps - expected);
     }
 
     // What is written for class k, with target t, where `e` is its exponential, or, for LOG_SOFTMAX, its shifted logit.
     __device__ A entry(const Totals<A>& sums, int k, A e, A t) const {
         if (PASS == LOG_SOFTMAX) return e - sums.log_exps;
         if (PASS == SOFTMAX) return e * sums.inverse;
-        if (!counts) return 0;
-        const A scale = weight * sums.inverse;  // as all that is the same for each class, it is formed once
+        if (!sums.counts) return 0;
+        const A scale = sums.weight * sums.inverse;  // as all that is the same for each class, it is formed once
         if (PASS == HESSIAN) return scale * e * (t - sums.along);
-        if (TARGETS == PROBABILITIES) return scale * sums.mass * e - weight * probability(t);
-        return scale * e - (k == label ? sums.hit : sums.miss);
+        if (TARGETS == PROBABILITIES) return scale * sums.mass * e - sums.weight * probability(t);
+        return scale * e - (k == (int)label ? sums.hit : sums.miss);
     }
 };
 
@@ -348,7 +353,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     sums.raise(top);
     // Not before the row is loaded: the address waits for the label, and so would every load that comes after this one.
     A at_label = 0;
-    if (TARGETS == LABELS && own.known) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
+    if (own.known()) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
@@ -404,6 +409,8 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
     const T* z = logits + start * n_classes;
     T* to = out + start * n_classes;
     A* own_logits = static_cast<A*>(shared_memory());
+    const bool exists = threadIdx.x < n_own;
+    const Row<A, PASS, TARGETS> own(targets, weights, smoothing, exists ? start + threadIdx.x : n_rows - 1, n_classes);
 
     // Pack i of the block. Neighbours want the same pack of their rows at once: where n_packs is even, these would lie in
     // few of the eight columns of 16 bytes that shared memory has, and are spread over all of them.
@@ -423,8 +430,7 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
     if (rest < count) own_logits[rest] = widen(z[rest]);
     __syncthreads();
 
-    if (threadIdx.x < n_own) {
-        const Row<A, PASS, TARGETS> own(targets, weights, smoothing, start + threadIdx.x, n_classes);
+    if (exists) {
         const int first = threadIdx.x * n_packs;
         A top = lowest(A()), at_label = 0;
 #pragma unroll 4
@@ -439,7 +445,7 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, pack.at[v]);
         }
-        if (TARGETS == LABELS && own.known) at_label = packs[place(first + own.label / VEC)].at[own.label % VEC];
+        if (own.known()) at_label = packs[place(first + (int)own.label / VEC)].at[own.label % VEC];
         Sums<A, false> sums;
         sums.top = top;
 #pragma unroll 4
@@ -489,7 +495,7 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     const A* t = static_cast<const A*>(targets) + row;
     auto logit = [&](Index k) { return widen(logits[k * logits_step + row]) + (bias ? bias[k] : (A)0); };
     auto target = [&](Index k) { return TARGETS == PROBABILITIES ? t[k * targets_step] : (A)0; };
-    const A at_label = TARGETS == LABELS && own.known ? logit(own.label) : (A)0;
+    const A at_label = own.known() ? logit(own.label) : (A)0;
 
     Sums<A, true> sums;
     for (Index k = slice; k < n_classes; k += SLICES) {
