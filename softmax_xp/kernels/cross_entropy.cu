@@ -514,8 +514,17 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     }
 }
 
-// A factor of a product of lower precision.
+// A factor of a product of lower precision, in packs of VEC numbers; VEC > 1 needs `x` and `to` to be aligned to them.
+template <int VEC>
 __global__ void __launch_bounds__(128) round_to_bfloat16(const float* x, BFloat16* to, Index n) {
-    const Index i = (Index)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) narrow(x[i], to[i]);
+    const Index i = ((Index)blockIdx.x * blockDim.x + threadIdx.x) * VEC;
+    if (i + VEC <= n) {
+        const Pack<float, VEC> wide = load<VEC>(x + i);
+        Pack<BFloat16, VEC> pack;
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) narrow(wide.at[v], pack.at[v]);
+        *reinterpret_cast<Pack<BFloat16, VEC>*>(to + i) = pack;
+    } else {
+        for (Index j = i; j < n; ++j) narrow(x[j], to[j]);
+    }
 }

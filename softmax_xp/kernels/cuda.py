@@ -206,7 +206,9 @@ def _bfloat16_bits(x: Array) -> Array:
     xp = namespace(x=x)
     x = xp.asarray(x, order="C")
     out = xp.empty(x.shape, dtype=xp.uint16)
-    _kernel("round_to_bfloat16", x)((-(-x.size // BLOCK),), (BLOCK,), (_pointer(x), _pointer(out), np.int64(x.size)))
+    pack = PACK_BYTES // x.itemsize if _starts_a_pack(x) else 1
+    grid = (-(-x.size // (BLOCK * pack)),)
+    _kernel(f"round_to_bfloat16<{pack}>", x)(grid, (BLOCK,), (_pointer(x), _pointer(out), np.int64(x.size)))
     return out
 
 
