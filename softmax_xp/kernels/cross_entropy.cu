@@ -197,6 +197,19 @@ struct Row {
         }
     }
 
+    // Add a pack of classes with logits y and targets t, and turn y into what `entry` takes.
+    template <bool COMPENSATED, int VEC>
+    __device__ void add(Sums<A, COMPENSATED>& sums, A* y, const Pack<A, VEC>& t) const {
+        Sums<A, false> of_pack;
+#pragma unroll
+        for (int v = 0; v < VEC; ++v) {
+            const A z = y[v] - sums.top, e = exp(z);
+            add(of_pack, z, e, t.at[v]);
+            y[v] = PASS == LOG_SOFTMAX ? z : e;
+        }
+        sums += of_pack;
+    }
+
     template <bool COMPENSATED, typename Total>
     __device__ Totals<A> reduced(const Sums<A, COMPENSATED>& sums, Total total) const {
         const A exps = total(sums.exps.value);
@@ -248,7 +261,8 @@ struct Row {
 template <typename T, typename A, int PASS, int TARGETS, int VEC, int GROUP, int HELD, bool MORE>
 __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / GROUP : 1) row_major(ARGUMENTS) {
     constexpr int STEP = GROUP * VEC;  // from one pack of a thread to its next
-    constexpr int DEPTH = sizeof(A) == 4 && VEC <= 4 ? 2 : 1;  // packs waited for at once; more would not be held
+    // Packs waited for at once, alone or with their targets; more would not be held, nor would those of the next turns.
+    constexpr int DEPTH = sizeof(A) == 4 && VEC <= 4 && TARGETS != PROBABILITIES ? 2 : 1;
     constexpr bool WIDE = sizeof(T) == sizeof(A);  // what is kept may be overwritten with what becomes of it
     const int lane = threadIdx.x % GROUP, beyond = HELD * STEP + lane * VEC;
     const int n_beyond = MORE && beyond < n_classes ? (n_classes - 1 - beyond) / STEP + 1 : 0;
@@ -315,17 +329,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     }
     Sums<A, MORE && sizeof(A) == 4> sums;
     sums.top = top;
-    auto add = [&](A* y, int first) {  // and turn the logits into what `write` takes
-        const Pack<A, VEC> target = targets_at(first);
-        Sums<A, false> of_pack;
-#pragma unroll
-        for (int v = 0; v < VEC; ++v) {
-            const A shifted = y[v] - sums.top, e = exp(shifted);
-            own.add(of_pack, shifted, e, target.at[v]);
-            y[v] = PASS == LOG_SOFTMAX ? shifted : e;
-        }
-        sums += of_pack;
-    };
+#pragma unroll 1
     for (int i = n_kept; i < n_beyond; i += DEPTH) {
         Pack<T, VEC> next[DEPTH];
 #pragma unroll
@@ -346,7 +350,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
             if (i + j < n_beyond) {
                 A y[VEC];
                 unpack(next[j], beyond + (i + j) * STEP, y);
-                add(y, beyond + (i + j) * STEP);
+                own.add(sums, y, targets_at(beyond + (i + j) * STEP));
             }
     }
     top = over_neighbours<true, GROUP>(sums.top);
@@ -357,12 +361,13 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
-        if (first < n_classes) add(x + i * VEC, first);
+        if (first < n_classes) own.add(sums, x + i * VEC, targets_at(first));
     }
+#pragma unroll 1
     for (int i = 0; i < n_kept; ++i) {
         A y[VEC];
         unpack(own_kept[i * GROUP], beyond + i * STEP, y);
-        add(y, beyond + i * STEP);
+        own.add(sums, y, targets_at(beyond + i * STEP));
         if (WIDE) own_kept[i * GROUP] = packed(y);
     }
     const Totals<A> totals = own.reduced(sums, [](A part) { return over_neighbours<false, GROUP>(part); });
@@ -379,6 +384,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         const int first = i * STEP + lane * VEC;
         if (first < n_classes) write(totals, first, x + i * VEC);
     }
+#pragma unroll 1
     for (int i = n_beyond - 1; i >= 0; --i) {
         const int first = beyond + i * STEP;
         A y[VEC];
@@ -451,12 +457,7 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
 #pragma unroll 4
         for (int i = 0; i < n_packs; ++i) {
             Pack<A, VEC> pack = packs[place(first + i)];
-#pragma unroll
-            for (int v = 0; v < VEC; ++v) {
-                const A shifted = pack.at[v] - top, e = exp(shifted);
-                own.add(sums, shifted, e, (A)0);
-                pack.at[v] = PASS == LOG_SOFTMAX ? shifted : e;
-            }
+            own.add(sums, pack.at, Pack<A, VEC>{});
             if (PASS != LOSS) packs[place(first + i)] = pack;
         }
         const Totals<A> totals = own.reduced(sums, [](A all) { return all; });

@@ -87,7 +87,8 @@ def launch_of(
     if dense and few <= min(FEW_BYTES, shared_bytes) and targets != "PROBABILITIES":
         pack = math.gcd(n_classes, 4)
         return Launch(f"few_classes<{kinds}, {pack}, {BLOCK}>", -(-n_rows // BLOCK), BLOCK, shared=few)
-    pack = PACK_BYTES // itemsize(dtype) if aligned else 1
+    widest = max(itemsize(dtype), itemsize(computed) if targets == "PROBABILITIES" else 0)  # numbers read in packs
+    pack = PACK_BYTES // widest if aligned else 1
     for group in GROUPS:
         needed, in_registers, in_shared = -(-n_classes // (pack * group)), *room(group, pack, dtype, shared_bytes)
         if needed <= in_registers + in_shared:
