@@ -31,10 +31,11 @@ class Logits(StrEnum):
 
 
 class Products(StrEnum):
-    """What --precision takes: that of products which CuPy can be asked for as well."""
+    """What --precision takes."""
 
     FLOAT32 = "float32"
     TF32 = "tf32"
+    BFLOAT16 = "bfloat16"
 
 
 Quick: TypeAlias = Annotated[

@@ -228,8 +228,8 @@ def alternatives(n_classes: int, dtype: str, n_rows: int, shared_bytes: int) -> 
     its classes in registers as there are, or as half or all of what may be held, and none or all of the others in
     shared memory.
     """
-    stored, computed = launches.TYPES[dtype]
-    kinds = f"{stored}, {computed}, GRADIENT, LABELS"
+    kinds = launches.kinds_of(dtype, "GRADIENT", "LABELS")
+    computed = launches.TYPES[dtype][1]
     pack = launches.PACK_BYTES // launches.itemsize(dtype)
     aligned = n_classes % pack == 0
     serving = [

@@ -36,7 +36,7 @@ class LinearObjective:
         Threads on a CPU; by default as many as the process may use cores. Results do not depend on it.
     precision : str, default "float32"
         Of the matrix products, one of the PRECISIONS of the backend's kernels; "float32" means that of X. Hessian
-        products are always made in that of X.
+        products are always made in that of X. "bfloat16" may keep a rounded copy of X.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class LinearObjective:
         self.workspace = self.host_workspace if is_numpy(X) else Workspace(1)  # a GPU shares out the work by itself
         self.precision = precision
         self._of_values = self.workspace if precision == "float32" else Workspace(1, precision)
+        self._rounded = None if precision == "float32" else backend.kernels(X.dtype).factor(X, precision)
         self._feature_scale: Array | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
         wide = accumulation_dtype(backend.xp, backend.device)
@@ -94,14 +95,14 @@ class LinearObjective:
 
     def value_and_grad(self, params: Array) -> tuple[Array, Array]:
         """Return f, a 0-d array in the widest floating dtype of the device, and its gradient, like `params`."""
-        return self._sum(params, self.X, self.targets, self.sample_weight, self.total_weight)
+        return self._sum(params, self._factor(), self.targets, self.sample_weight, self.total_weight)
 
     def batch_value_and_grad(self, params: Array, rows: Array) -> tuple[Array, Array]:
         """Return an unbiased estimate of f and its gradient from the rows at the integer indices `rows`."""
         take = self.backend.xp.take
         weight = None if self.sample_weight is None else take(self.sample_weight, rows, axis=0)
         share = rows.shape[0] * (self.total_weight / self.X.shape[0])
-        return self._sum(params, take(self.X, rows, axis=0), take(self.targets, rows, axis=0), weight, share)
+        return self._sum(params, take(self._factor(), rows, axis=0), take(self.targets, rows, axis=0), weight, share)
 
     def rounding_error(self, params: Array) -> float:
         """Return the error that rounding may leave in f: of the size of its largest logits."""
@@ -134,10 +135,16 @@ class LinearObjective:
 
         return product
 
-    def _sum(self, params: Array, X: Array, targets: Array, weight: Array | None, total: float) -> tuple[Array, Array]:
+    def _factor(self) -> Array:
+        """Return X as a factor of products."""
+        return self.X if self._rounded is None else self._rounded
+
+    def _sum(
+        self, params: Array, factor: Array, targets: Array, weight: Array | None, total: float
+    ) -> tuple[Array, Array]:
         coef, intercept = self.split(params)
-        kernels = self.backend.kernels(X.dtype)
-        sums = kernels.linear_sums(coef, intercept, X, targets, weight, workspace=self._of_values)
+        kernels = self.backend.kernels(self.X.dtype)
+        sums = kernels.linear_sums(coef, intercept, factor, targets, weight, workspace=self._of_values)
         return penalised_mean(sums, total, coef, self.penalty, self.workspace)
 
 

@@ -48,7 +48,8 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes
         launch = launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
         template, (*kinds, pack, group, held, more) = parsed(launch.kernel)
         pack, group, held = int(pack), int(group), int(held)
-        assert (template, kinds) == ("row_major", [*launches.TYPES[dtype], "GRADIENT", "LABELS"])
+        stored, computed_in = launches.TYPES[dtype]
+        assert (template, kinds) == ("row_major", [stored, stored, computed_in, "GRADIENT", "LABELS"])
         assert pack == (16 // size if aligned else 1)
         assert (more == "true") == (pack * group * held < n_classes)
         most = launches.HELD_BYTES if group <= 32 else launches.HELD_BYTES_IN_BLOCK
@@ -97,7 +98,8 @@ def test_dense_rows_of_few_classes_have_a_thread_each(dtype):
         template, (*kinds, pack, rows) = parsed(launch.kernel)
         assert (template == "few_classes") == (n_classes <= 256 // size)
         if template == "few_classes":
-            assert kinds == [*launches.TYPES[dtype], "GRADIENT", "LABELS"]
+            stored, computed = launches.TYPES[dtype]
+            assert kinds == [stored, stored, computed, "GRADIENT", "LABELS"]
             assert int(pack) == (4 if n_classes % 4 == 0 else 2 if n_classes % 2 == 0 else 1)
             assert int(rows) == launch.block == 128
             assert (launch.grid - 1) * 128 < n_rows <= launch.grid * 128
@@ -109,6 +111,61 @@ def test_dense_rows_of_few_classes_have_a_thread_each(dtype):
         ):
             launch = launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", targets, **(options | changed))
             assert launch.kernel.startswith("row_major")
+
+
+def test_what_is_written_changes_nothing_else():
+    for n_classes, (aligned, dense, class_major) in itertools.product(
+        (8, 10, 1000, 131072), ((True, True, False), (False, False, False), (False, False, True))
+    ):
+        options = {"aligned": aligned, "dense": dense, "class_major": class_major, "shared_bytes": SHARED_BYTES[-1]}
+        launch = launches.launch_of(300, n_classes, "float32", "GRADIENT", "LABELS", **options)
+        rounded = launches.launch_of(300, n_classes, "float32", "GRADIENT", "LABELS", written="uint16", **options)
+        assert "<float, float, float, " in launch.kernel
+        kernel = launch.kernel.replace("<float, float, float, ", "<float, BFloat16, float, ")
+        assert rounded == launch._replace(kernel=kernel)
+
+
+def test_packs_are_taken_where_every_row_is_made_of_them(monkeypatch):
+    """Of each matrix: on a GPU, a pack that starts elsewhere is an error."""
+    seen = []
+
+    def launch_of(*arguments, aligned, dense, **options):
+        seen.append((aligned, dense))
+        return launches.launch_of(*arguments, aligned=aligned, dense=dense, **options)
+
+    monkeypatch.setattr(cuda, "launch_of", launch_of)
+    monkeypatch.setattr(cuda, "_kernel", lambda name, like: lambda *arguments, **options: None)
+    monkeypatch.setattr(cuda, "_shared_bytes", lambda like: SHARED_BYTES[0])
+    monkeypatch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
+
+    def matrix(c, dtype="float32", shift=0, step=0):
+        """Rows of c numbers, with `step` from one to the next if not c, of which the first has `shift` before it."""
+        size = np.dtype(dtype).itemsize
+        memory = np.zeros(16 * 1000, np.uint8)
+        memory = memory[-memory.ctypes.data % 16 + shift * size :]
+        return np.lib.stride_tricks.as_strided(memory.view(dtype), (5, c), ((step or c) * size, size))
+
+    for z, out, targets, expected in (
+        (matrix(8), matrix(8), None, (True, True)),
+        (matrix(6), matrix(6), None, (False, True)),
+        (matrix(8, shift=1), matrix(8), None, (False, False)),
+        (matrix(8), matrix(8, shift=2), None, (False, False)),
+        (matrix(8, step=12), matrix(8), None, (True, False)),
+        (matrix(8, step=9), matrix(8), None, (False, False)),
+        (matrix(8), matrix(8, step=9), None, (False, False)),
+        (matrix(8), matrix(8, "uint16"), None, (True, True)),
+        (matrix(8), matrix(8, "uint16", step=12), None, (True, False)),
+        (matrix(8), matrix(8, "uint16", step=10), None, (False, False)),
+        (matrix(8), matrix(8, "uint16", shift=2), None, (False, False)),
+        (matrix(8, "float16"), matrix(8, "float16"), matrix(8), (True, True)),
+        (matrix(12, "float16"), matrix(12, "float16"), matrix(12), (False, True)),
+        (matrix(8), matrix(8), matrix(8, step=12), (True, True)),
+        (matrix(8), matrix(8), matrix(8, step=10), (False, True)),
+        (matrix(8), matrix(8), matrix(8, shift=1), (False, False)),
+    ):
+        t = np.zeros(5, dtype=np.int64) if targets is None else targets
+        cuda._run("GRADIENT", z, out, t, losses=np.zeros(5, dtype="float32"))
+        assert seen[-1] == expected, (z.strides, out.strides, out.dtype)
 
 
 def test_class_major_logits_have_a_warp_for_32_rows():
@@ -143,14 +200,16 @@ def compiled():
             aligned=aligned,
             dense=aligned,
             class_major=class_major,
+            written=written,
             shared_bytes=SHARED_BYTES[-1],
         )
-        for dtype, kind, c, (aligned, class_major) in itertools.product(
-            launches.TYPES,
+        for (dtype, written), kind, c, (aligned, class_major) in itertools.product(
+            [*((dtype, dtype) for dtype in launches.TYPES), ("float32", "uint16")],
             [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")],
             (10, 16, 1000, 4096, 131072),
             [(True, False), (False, False), (False, True)],
         )
+        if written == dtype or "GRADIENT" in kind
     ]
     names = sorted({launch.kernel for launch in variants} | {"round_to_bfloat16<1>", "round_to_bfloat16<4>"})
     of_cupy = ("--device-as-default-execution-space", "-ftz=true")  # that its compiler.py adds
@@ -199,7 +258,7 @@ class Problem:
     def __init__(self, n, c, dtype, layout, targets, weighted, smoothing):
         rng = np.random.default_rng([n, c])
         working = "float64" if dtype == "float64" else "float32"
-        self.dtype, self.n, self.c, self.smoothing = dtype, n, c, smoothing
+        self.dtype, self.layout, self.n, self.c, self.smoothing = dtype, layout, n, c, smoothing
         z = rng.normal(size=(n, c))
         self.logits = laid(bfloat16_bits(z) if dtype == "uint16" else z.astype(dtype), layout)
         self.bias = rng.normal(size=c).astype(working)
@@ -279,6 +338,10 @@ def outcomes(p, move=lambda x: x):
     yield own, losses, "rows"
     yield cuda._run("GRADIENT", z, None, targets, weight, bias, p.smoothing, own), grad, "grad"
     yield own, losses, "rows"
+    if p.dtype == "float32":  # rounded as it is written
+        out = move(laid(np.zeros((p.n, p.c), np.uint16), "row-major" if p.layout == "apart" else p.layout))
+        yield cuda._run("GRADIENT", z, out, targets, weight, bias, p.smoothing, own), grad, "grad"
+        yield own, losses, "rows"
     probabilities = reference.softmax(exact + p.bias)
     along = p.direction.astype(np.float64)
     product = probabilities * (along - (probabilities * along).sum(axis=1, keepdims=True))
@@ -402,10 +465,10 @@ def library(names, code):
         if name.startswith("round_to_bfloat16"):
             parameters = "const float* a, BFloat16* b, Index c"
         else:
-            T, A = parsed(name)[1][:2]
+            stored, written, computed = parsed(name)[1][:3]
             parameters = (
-                f"const {T}* a, Index b, const {A}* c, const void* d, Index e, const {A}* f, {A} g, {T}* h, Index i, "
-                f"{A}* j, Index k, int l, int m"
+                f"const {stored}* a, Index b, const {computed}* c, const void* d, Index e, const {computed}* f, "
+                f"{computed} g, {written}* h, Index i, {computed}* j, Index k, int l, int m"
             )
         arguments = ", ".join(x.split()[-1] for x in parameters.split(", "))
         launchers.append(
@@ -516,7 +579,7 @@ def test_every_pass_is_the_reference(place):
     for p in problems():
         for actual, expected, quantity in outcomes(p, move):
             actual = back(actual)
-            assert actual.dtype.name in (p.dtype, p.bias.dtype.name)
+            assert actual.dtype.name in (p.dtype, p.bias.dtype.name, "uint16")
             dtype = "bfloat16" if actual.dtype == np.uint16 else actual.dtype.name
             within(actual, expected, dtype, quantity, 1.0 if p.dtype in ("float32", "float64") else 2.0)
 
@@ -706,7 +769,7 @@ def test_rounding_to_bfloat16_is_to_the_nearest_even(place):
     x = bits.view(np.float32)
     x[:, 0] = [np.inf, -np.inf, np.nan] * 101
     for given in (x, x[1:], x[:, :5]):  # in packs, the last of which is not full; not aligned to them; not in one piece
-        np.testing.assert_array_equal(widened(back(cuda._bfloat16_bits(move(given)))), widened(bfloat16_bits(given)))
+        np.testing.assert_array_equal(widened(back(cuda.bfloat16_bits(move(given)))), widened(bfloat16_bits(given)))
 
 
 SHAPE = (4096, 256, 128)  # rows, features, classes: for odd ones cuBLAS may not take tensor cores, though it is let
@@ -714,14 +777,15 @@ SHAPE = (4096, 256, 128)  # rows, features, classes: for odd ones cuBLAS may not
 
 @pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
 @pytest.mark.parametrize("precision", cuda.PRECISIONS)
-def test_precision_of_sums(precision, place):
+def test_precision_of_sums(precision, place, monkeypatch):
     move, back = place
     rng = np.random.default_rng(0)
     n, d, c = SHAPE
     X, coef = rng.normal(size=(n, d)).astype("float32"), rng.normal(size=(c, d)).astype("float32") / d**0.5
     labels = rng.integers(0, c, size=n)
     loss, grad, slope = reference.linear_sums(*(x.astype("float64") for x in (coef, coef[:, 0], X)), labels)
-    sums = cuda.linear_sums(*map(move, (coef, coef[:, 0], X, labels)), workspace=Workspace(1, precision))
+    coef, intercept, X, labels = map(move, (coef, coef[:, 0], X, labels))
+    sums = cuda.linear_sums(coef, intercept, X, labels, workspace=Workspace(1, precision))
     value, by_coef, by_intercept = (back(x) for x in sums)
     error = np.linalg.norm(by_coef - grad) / np.linalg.norm(grad)
     low, high = {"float32": (0, 1e-6), "tf32": (5e-5, 2e-3), "bfloat16": (5e-4, 2e-2)}[precision]
@@ -729,6 +793,31 @@ def test_precision_of_sums(precision, place):
     assert by_coef.dtype == by_intercept.dtype == np.float32
     assert abs(float(value / loss) - 1) < high
     np.testing.assert_allclose(by_intercept, slope, rtol=0, atol=high * np.abs(slope).max())
+    monkeypatch.setattr(cuda, "_free_bytes", lambda: 4 * X.size)
+    factor = cuda.factor(X, precision)  # rounded once: the same, but for the rows of a block
+    assert (factor is X) == (precision != "bfloat16")
+    value_of_factor, *grads = cuda.linear_sums(coef, intercept, factor, labels, workspace=Workspace(1, precision))
+    assert float(value_of_factor) == pytest.approx(float(value), rel=1e-6)
+    for own, other in zip(grads, (by_coef, by_intercept), strict=True):
+        np.testing.assert_allclose(back(own), other, rtol=0, atol=1e-5 * np.abs(other).max())
+    monkeypatch.setattr(cuda, "_free_bytes", lambda: 4 * X.size - 1)
+    assert cuda.factor(X, precision) is X
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize(("dtype", "row_bytes"), [("float32", 12), ("float16", 12 + 4 * 200), ("float64", 24)])
+def test_rows_that_are_converted_count_for_the_length_of_blocks(dtype, row_bytes):
+    X, coef = np.ones((30, 200), dtype), np.ones((3, 200), "float32")
+    blocks = cuda._Blocks([(coef, None)], X, None)
+    assert max(rows.stop - rows.start for rows, _, _ in blocks) == min(30, 5000 // row_bytes)
+
+
+@pytest.mark.usefixtures("on_host")
+def test_bfloat16_has_room_for_what_it_rounds():
+    X, coef, workspace = np.ones((90, 200), "float32"), np.ones((3, 200), "float32"), Workspace(1, "bfloat16")
+    for given, row_bytes in ((X, 12 + 6 + 400), (bfloat16_bits(X), 12 + 6)):
+        blocks = cuda._Blocks([(coef, None)], given, workspace)
+        assert max(rows.stop - rows.start for rows, _, _ in blocks) == min(90, 5000 // row_bytes)
 
 
 # --- Fits ---
@@ -765,3 +854,14 @@ def test_fits_end_in_float32_whatever_the_precision(precision, solver, evaluatio
         assert evaluations.count("float32") < evaluations.count(precision)
     if solver != "adam":
         assert model.objective_ == pytest.approx(exact.objective_, rel=2e-6)
+
+
+@pytest.mark.usefixtures("evaluations")
+@pytest.mark.parametrize("solver", ["auto", "adam"])
+def test_bfloat16_rounds_the_data_once_a_fit(solver, rng, monkeypatch):
+    rounded, bits = [], cuda.bfloat16_bits
+    monkeypatch.setattr(cuda, "bfloat16_bits", lambda x: rounded.append(x.shape) or bits(x))
+    X, y = rng.normal(size=(300, 20)).astype("float32"), rng.integers(0, 3, size=300)
+    sx.SoftmaxClassifier(device="cpu", precision="bfloat16", solver=solver, tol=1e-1).fit(X, y)
+    assert rounded.count(X.shape) == 1
+    assert not [shape for shape in rounded if shape[0] > 3 and shape != X.shape]  # coefficients and ones apart

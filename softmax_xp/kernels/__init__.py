@@ -32,6 +32,9 @@ class Kernels(Protocol):
     def matmul(self, a: Array, b: Array) -> Array:
         """Return the matrix product a @ b."""
 
+    def factor(self, X: Array, precision: str) -> Array:
+        """Return X (n, D) as `linear_sums` may take it in a precision that is not the first: made once for a solve."""
+
     def softmax(self, logits: Array, axis: int = -1) -> Array:
         """Return the softmax of `logits` along `axis`."""
 

@@ -1,8 +1,8 @@
 // The row pass on a GPU: softmax, log-softmax, cross-entropy, its gradient and its Hessian, each in one launch.
 //
 // `reference.py` defines what is computed; `launches.py` chooses the variant, and `cuda.py` launches it. Every kernel
-// reads the logits of a row, reduces them in a fixed order, without atomics, and writes what was asked for; in place if
-// `out` is `logits`. Arithmetic is done in A: float, or double for logits that are.
+// reads the logits of a row, in T, reduces them in a fixed order, without atomics, and writes what was asked for, in O; in
+// place if `out` is `logits`. Arithmetic is done in A: float, or double for logits that are.
 
 typedef long long Index;  // rows times classes pass 2^31
 
@@ -55,6 +55,13 @@ struct alignas(N * sizeof(T) < 16 ? N * sizeof(T) : 16) Pack {
 template <int N, typename T>
 __device__ inline Pack<T, N> load(const T* from) {
     return *reinterpret_cast<const Pack<T, N>*>(from);
+}
+template <typename T, int N, typename A>
+__device__ inline Pack<T, N> narrowed(const A* wide) {
+    Pack<T, N> pack;
+#pragma unroll
+    for (int v = 0; v < N; ++v) narrow(wide[v], pack.at[v]);
+    return pack;
 }
 
 // Of a NaN and a number these may return either: the sums after them are NaN all the same.
@@ -252,13 +259,13 @@ struct Row {
 
 #define ARGUMENTS                                                                                              \
     const T *logits, Index logits_step, const A *bias, const void *targets, Index targets_step, const A *weights, \
-        A smoothing, T *out, Index out_step, A *losses, Index n_rows, int n_classes, int kept
+        A smoothing, O *out, Index out_step, A *losses, Index n_rows, int n_classes, int kept
 
 // Rows of classes side by side: `step` numbers from one row to the next. GROUP threads share a row. Each holds HELD packs
 // of VEC classes in registers; with MORE, the next `kept` packs in shared memory; what lies beyond is read twice, and
 // backwards the second time, when what was read last is still in the cache. VEC > 1 needs packs that are aligned, and
 // rows of whole packs. Of the larger groups as many fit on a processor as make 1024 threads.
-template <typename T, typename A, int PASS, int TARGETS, int VEC, int GROUP, int HELD, bool MORE>
+template <typename T, typename O, typename A, int PASS, int TARGETS, int VEC, int GROUP, int HELD, bool MORE>
 __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / GROUP : 1) row_major(ARGUMENTS) {
     constexpr int STEP = GROUP * VEC;  // from one pack of a thread to its next
     // Packs waited for at once, alone or with their targets; more would not be held, nor would those of the next turns.
@@ -274,7 +281,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     const Row<A, PASS, TARGETS> own(targets, weights, smoothing, row, n_classes);
     const T* z = logits + row * logits_step;
     const A* t = static_cast<const A*>(targets) + row * targets_step;
-    T* to = out + row * out_step;
+    O* to = out + row * out_step;
 
     auto unpack = [&](const Pack<T, VEC>& pack, int first, A* x) {
 #pragma unroll
@@ -289,18 +296,12 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         if (TARGETS == PROBABILITIES) return load<VEC>(t + first);
         return Pack<A, VEC>{};
     };
-    auto packed = [](const A* x) {
-        Pack<T, VEC> pack;
-#pragma unroll
-        for (int v = 0; v < VEC; ++v) narrow(x[v], pack.at[v]);
-        return pack;
-    };
     auto write = [&](const Totals<A>& totals, int first, const A* y) {  // shifted logits, or their exponentials
         const Pack<A, VEC> target = targets_at(first);
         A entries[VEC];
 #pragma unroll
         for (int v = 0; v < VEC; ++v) entries[v] = own.entry(totals, first + v, y[v], target.at[v]);
-        *reinterpret_cast<Pack<T, VEC>*>(to + first) = packed(entries);
+        *reinterpret_cast<Pack<O, VEC>*>(to + first) = narrowed<O, VEC>(entries);
     };
 
     Pack<T, VEC> held[HELD];  // on its way, all of it before anything waits for a part
@@ -368,7 +369,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         A y[VEC];
         unpack(own_kept[i * GROUP], beyond + i * STEP, y);
         own.add(sums, y, targets_at(beyond + i * STEP));
-        if (WIDE) own_kept[i * GROUP] = packed(y);
+        if (WIDE) own_kept[i * GROUP] = narrowed<T, VEC>(y);
     }
     const Totals<A> totals = own.reduced(sums, [](A part) { return over_neighbours<false, GROUP>(part); });
 
@@ -407,13 +408,13 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 // The same for few classes, and rows with nothing between them: a thread has a row, so that what a row costs besides its
 // classes is done once for all of them. The block brings its ROWS to shared memory, and takes from there what becomes of
 // them, as they lie. A thread goes over its row in packs of VEC classes, of which there are no parts.
-template <typename T, typename A, int PASS, int TARGETS, int VEC, int ROWS>
+template <typename T, typename O, typename A, int PASS, int TARGETS, int VEC, int ROWS>
 __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
     const Index start = (Index)blockIdx.x * ROWS;
     const int n_own = n_rows - start < ROWS ? (int)(n_rows - start) : ROWS, count = n_own * n_classes;
     const int n_packs = n_classes / VEC, rest = count / 4 * 4 + threadIdx.x;
     const T* z = logits + start * n_classes;
-    T* to = out + start * n_classes;
+    O* to = out + start * n_classes;
     A* own_logits = static_cast<A*>(shared_memory());
     const bool exists = threadIdx.x < n_own;
     const Row<A, PASS, TARGETS> own(targets, weights, smoothing, exists ? start + threadIdx.x : n_rows - 1, n_classes);
@@ -475,17 +476,14 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
 #pragma unroll 4
     for (int i = threadIdx.x; i < count / 4; i += ROWS) {
         const Pack<A, 4> wide = fours[place(i)];
-        Pack<T, 4> pack;
-#pragma unroll
-        for (int v = 0; v < 4; ++v) narrow(wide.at[v], pack.at[v]);
-        *reinterpret_cast<Pack<T, 4>*>(to + 4 * i) = pack;
+        *reinterpret_cast<Pack<O, 4>*>(to + 4 * i) = narrowed<O, 4>(wide.at);
     }
     if (rest < count) narrow(own_logits[rest], to[rest]);
 }
 
 // Classes of rows side by side: `step` numbers from one class to the next. A warp takes 32 rows, and a slice of the
 // classes of each, which it reads twice.
-template <typename T, typename A, int PASS, int TARGETS, int SLICES>
+template <typename T, typename O, typename A, int PASS, int TARGETS, int SLICES>
 __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     const int slice = threadIdx.x / 32;
     Index row = (Index)blockIdx.x * 32 + threadIdx.x % 32;
@@ -521,10 +519,7 @@ __global__ void __launch_bounds__(128) round_to_bfloat16(const float* x, BFloat1
     const Index i = ((Index)blockIdx.x * blockDim.x + threadIdx.x) * VEC;
     if (i + VEC <= n) {
         const Pack<float, VEC> wide = load<VEC>(x + i);
-        Pack<BFloat16, VEC> pack;
-#pragma unroll
-        for (int v = 0; v < VEC; ++v) narrow(wide.at[v], pack.at[v]);
-        *reinterpret_cast<Pack<BFloat16, VEC>*>(to + i) = pack;
+        *reinterpret_cast<Pack<BFloat16, VEC>*>(to + i) = narrowed<BFloat16, VEC>(wide.at);
     } else {
         for (Index j = i; j < n; ++j) narrow(x[j], to[j]);
     }

@@ -37,6 +37,7 @@ MIN_BLOCK_ROWS = 2048
 # shared out among the processors, and where it is very long cuBLAS may have no good kernel. Not measured on a GPU.
 MAX_BLOCK_ROWS = 1 << 20
 FREE_SHARE = 4  # of the memory that is free a block takes at most one in so many parts
+ROUNDED_SHARE = 2  # and so does a copy of X in a lower precision
 
 
 def source() -> str:
@@ -91,6 +92,16 @@ def cross_entropy_with_grad(
     return losses, _rows_first(grad, axis)
 
 
+def factor(X: Array, precision: str) -> Array:
+    """Return X (n, D) as `linear_sums` may take it in this precision: for "bfloat16" the bits of its rounded numbers.
+
+    They take half the memory, and the time to read it, that float32 takes; where there is not enough for them as well,
+    X is returned, of which each evaluation then rounds a block at a time.
+    """
+    rounded = precision == "bfloat16" and 2 * X.size <= _free_bytes() // ROUNDED_SHARE
+    return bfloat16_bits(X) if rounded else X
+
+
 def linear_sums(
     coef: Array,
     intercept: Array | None,
@@ -104,11 +115,11 @@ def linear_sums(
     xp, wide = namespace(X=X), accumulation_dtype(namespace(X=X), device_of(X))
     loss = xp.zeros((), dtype=wide)
     blocks = _Blocks([(coef, intercept)], X, workspace)
-    for rows, (logits,) in blocks:
+    for rows, (logits,), out in blocks:
         losses = xp.empty(len(logits), dtype=logits.dtype)
-        _run("GRADIENT", logits, logits, targets[rows], _of(weight, rows), _bias(intercept, logits), smoothing, losses)
+        _run("GRADIENT", logits, out, targets[rows], _of(weight, rows), _bias(intercept, logits), smoothing, losses)
         loss = loss + xp.sum(losses, dtype=wide)
-        blocks.add(logits)
+        blocks.add(out)
     return loss, blocks.grad_coef, blocks.grad_intercept
 
 
@@ -123,23 +134,24 @@ def linear_hessian_product(
 ) -> tuple[Array, Array | None]:
     """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
     blocks = _Blocks([(coef, intercept), (direction, direction_intercept)], X, workspace)
-    for rows, (logits, along) in blocks:
+    for rows, (logits, along), out in blocks:
         if direction_intercept is not None:
             along += _bias(direction_intercept, logits)
-        _run("HESSIAN", logits, logits, along, _of(weight, rows), _bias(intercept, logits))
-        blocks.add(logits)
+        _run("HESSIAN", logits, out, along, _of(weight, rows), _bias(intercept, logits))
+        blocks.add(out)
     return blocks.grad_coef, blocks.grad_intercept
 
 
 class _Blocks:
     """Blocks of rows: their logits in memory that is used again, and the sums of what a pass makes of these.
 
-    Iterated over, it yields the rows of a block, and X there times each map, (m, C), or for two classes (m, 2).
+    Iterated over, it yields the rows of a block; X there times each map, (m, C), or for two classes (m, 2); and memory
+    for what becomes of the first of these, as a factor of products: its own, or that of numbers of 16 bits.
 
     Parameters
     ----------
     maps : list of coefficients (K, D) and intercepts (K,), of which the shape of the first alone is used
-    X : array of shape (n, D)
+    X : array of shape (n, D), or what `factor` has made of one
     workspace : Workspace, optional
         Says in which precision products are made.
     """
@@ -147,44 +159,50 @@ class _Blocks:
     def __init__(self, maps: list[tuple[Array, Array | None]], X: Array, workspace: Workspace | None) -> None:
         xp = namespace(X=X)
         self.X = X
-        self.dtype = working_dtype(xp, X.dtype)
+        self.dtype = xp.float32 if X.dtype == xp.uint16 else working_dtype(xp, X.dtype)
         self.precision = "float32" if workspace is None else workspace.precision
-        self.coefs = [self._factor(xp.astype(coef, self.dtype, copy=False)) for coef, _ in maps]
+        self.of_factors = xp.uint16 if self.precision == "bfloat16" else self.dtype
+        self.coefs = [self._factor(coef) for coef, _ in maps]
         (coef, intercept), *_ = maps
         self.n_classes = max(coef.shape[0], 2)
         self.grad_coef = xp.zeros(coef.shape, dtype=self.dtype)
         self.grad_intercept = None if intercept is None else xp.zeros(intercept.shape, dtype=self.dtype)
 
-    def __iter__(self) -> Iterator[tuple[slice, list[Array]]]:
-        xp, (n_rows, n_features) = namespace(X=self.X), self.X.shape
-        row_bytes = len(self.coefs) * self.n_classes * bytes_of(xp, self.dtype)
-        if self.precision == "bfloat16":
-            row_bytes += 2 * (n_features + self.n_classes)
+    def __iter__(self) -> Iterator[tuple[slice, list[Array], Array]]:
+        xp, (n_rows, n_features), rounded = namespace(X=self.X), self.X.shape, self.of_factors != self.dtype
+        row_bytes = len(self.coefs) * self.n_classes * bytes_of(xp, self.dtype) + 2 * rounded * self.n_classes
+        if self.X.dtype != self.of_factors:
+            row_bytes += n_features * (2 if rounded else bytes_of(xp, self.dtype))
         blocks = list(row_blocks(n_rows, row_bytes, _block_bytes(n_rows, row_bytes, self.X)))
         height = blocks[0].stop if blocks else 0
         buffers = [xp.empty((height, self.n_classes), dtype=self.dtype) for _ in self.coefs]
+        out = xp.empty(buffers[0].shape, dtype=self.of_factors) if rounded else buffers[0]
+        ones = self._factor(xp.ones((1, height), dtype=self.dtype))
         for rows in blocks:
-            self.X_block = self._factor(xp.astype(self.X[rows, :], self.dtype, copy=False))
-            logits = [buffer[: len(self.X_block)] for buffer in buffers]
+            n = rows.stop - rows.start
+            self.X_block, self.ones = self._factor(self.X[rows, :]), ones[:, :n]
+            logits = [buffer[:n] for buffer in buffers]
             for coef, z in zip(self.coefs, logits, strict=True):
                 z[:, : self.n_classes - coef.shape[0]] = 0.0  # of two classes the first has the logit 0
                 self._multiply(self.X_block, coef.T, z[:, -coef.shape[0] :], add=False)
-            yield rows, logits
+            yield rows, logits, out[:n]
 
     def add(self, dlogits: Array) -> None:
         """Add the gradient in the logits of the last block (m, C): times X, and alone."""
         dlogits = dlogits[:, -self.grad_coef.shape[0] :]
-        self._multiply(self._factor(dlogits).T, self.X_block, self.grad_coef, add=True)
+        self._multiply(dlogits.T, self.X_block, self.grad_coef, add=True)
         if self.grad_intercept is not None:
-            ones = namespace(X=self.X).ones((1, len(dlogits)), dtype=self.dtype)
-            cublas.matmul(ones, dlogits, self.grad_intercept[None, :], add=True)
+            cublas.matmul(self.ones, dlogits, self.grad_intercept[None, :], add=True)
 
     def _multiply(self, a: Array, b: Array, out: Array, add: bool) -> None:
         cublas.matmul(a, b, out, tf32=self.precision == "tf32", add=add)
 
     def _factor(self, x: Array) -> Array:
-        """Return `x` (m, n) as a factor of products: itself, or its bits as bfloat16."""
-        return _bfloat16_bits(x) if self.precision == "bfloat16" else x
+        """Return `x` (m, n) as a factor of products: in the dtype of logits, or its bits as bfloat16."""
+        if x.dtype == self.of_factors:
+            return x
+        x = namespace(x=x).astype(x, self.dtype, copy=False)
+        return x if self.of_factors == self.dtype else bfloat16_bits(x)
 
 
 def _block_bytes(n_rows: int, row_bytes: int, X: Array) -> int:
@@ -201,11 +219,13 @@ def _free_bytes() -> int:
     return int(cupy.cuda.Device().mem_info[0]) + int(cupy.get_default_memory_pool().free_bytes())
 
 
-def _bfloat16_bits(x: Array) -> Array:
+def bfloat16_bits(x: Array) -> Array:
     """Return float32 numbers (m, n) rounded to bfloat16, as their bits in uint16."""
     xp = namespace(x=x)
     x = xp.asarray(x, order="C")
     out = xp.empty(x.shape, dtype=xp.uint16)
+    if x.size == 0:
+        return out
     pack = PACK_BYTES // x.itemsize if _starts_a_pack(x) else 1
     grid = (-(-x.size // (BLOCK * pack)),)
     _kernel(f"round_to_bfloat16<{pack}>", x)(grid, (BLOCK,), (_pointer(x), _pointer(out), np.int64(x.size)))
@@ -262,9 +282,9 @@ def _run(
     if n_rows == 0:
         return out
     matrices = [x for x in (z, out, targets) if x is not None and x.ndim == 2]
-    row_bytes = n_classes * z.itemsize
     starts = all(map(_starts_a_pack, matrices))
-    whole = row_bytes % PACK_BYTES == 0 and all(x.strides[0] % PACK_BYTES == 0 for x in matrices)
+    a_pack = PACK_BYTES // z.itemsize  # numbers, of logits and of what lies beside them
+    whole = n_classes % a_pack == 0 and all(x.strides[0] // x.itemsize % a_pack == 0 for x in matrices)
     launch = launch_of(
         n_rows,
         n_classes,
@@ -273,7 +293,8 @@ def _run(
         kind,
         class_major=class_major,
         aligned=starts and whole,
-        dense=starts and (n_rows == 1 or z.strides[0] == out.strides[0] == row_bytes),
+        dense=starts and (n_rows == 1 or all(x.strides[0] == n_classes * x.itemsize for x in (z, out))),
+        written=dtype_name(out.dtype),
         shared_bytes=_shared_bytes(z),
     )
     across = 1 if class_major else 0

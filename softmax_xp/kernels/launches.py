@@ -53,6 +53,7 @@ def launch_of(
     class_major: bool = False,
     aligned: bool = False,
     dense: bool = False,
+    written: str | None = None,
     shared_bytes: int = 0,
 ) -> Launch:
     """Return the launch that serves a shape.
@@ -72,14 +73,16 @@ def launch_of(
     class_major : bool
         Whether rows, instead of classes, lie side by side.
     aligned : bool
-        Whether each row of each matrix starts at a multiple of PACK_BYTES and is a multiple of it long.
+        Whether each row of each matrix starts where a pack may, and rows of logits are so many whole packs.
     dense : bool
         Whether logits and output start at a multiple of PACK_BYTES and have nothing between their rows.
+    written : str, optional
+        The dtype of the output: a key of TYPES that is no larger; that of the logits by default.
     shared_bytes : int
         Of shared memory that a block may take on the device.
     """
-    stored, computed = TYPES[dtype]
-    kinds = f"{stored}, {computed}, {row_pass}, {targets}"
+    computed = TYPES[dtype][1]
+    kinds = kinds_of(dtype, row_pass, targets, written)
     if class_major:
         slices = SLICES if n_classes >= SLICES * MIN_SLICE else 1
         return Launch(f"class_major<{kinds}, {slices}>", -(-n_rows // WARP), WARP * slices)
@@ -95,6 +98,12 @@ def launch_of(
             break
     held = next(held for held in HELD_PACKS if held >= min(needed, in_registers))
     return row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
+
+
+def kinds_of(dtype: str, row_pass: str, targets: str, written: str | None = None) -> str:
+    """Return the arguments of a kernel's template that say what it does, as C++ spells them."""
+    stored, computed = TYPES[dtype]
+    return f"{stored}, {TYPES[written or dtype][0]}, {computed}, {row_pass}, {targets}"
 
 
 def row_launch(
