@@ -75,8 +75,10 @@ def encoded_labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     try:
         y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=True)
         y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        check_classification_targets(y)
-        classes, labels = np.unique(y, return_inverse=True)
+        found = _counted(y)
+        if found is None or 2 * len(found[0]) > len(y):  # else it has nothing to object to, and sorts to say so
+            check_classification_targets(y)
+        classes, labels = np.unique(y, return_inverse=True) if found is None else found
     except (TypeError, ValueError) as error:
         text = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(
@@ -85,6 +87,20 @@ def encoded_labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     if len(classes) < 2:
         raise ValueError(f"`y` must hold at least two classes, got one class: {classes[0]}; add rows of another class.")
     return classes, labels.astype(np.int64, copy=False)
+
+
+def _counted(y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return what numpy.unique makes of integers (n,), in one pass where it sorts; None where they lie far apart."""
+    if y.dtype.kind not in "biu":
+        return None
+    low, high = int(y.min()), int(y.max())
+    if high - low >= max(len(y), 1 << 16):
+        return None
+    wide = y if y.dtype == np.uint64 else y.astype(np.int64, copy=False)
+    above = (wide - wide.dtype.type(low)).astype(np.int64, copy=False)
+    present = np.bincount(above) > 0
+    classes = np.flatnonzero(present).astype(wide.dtype) + wide.dtype.type(low)
+    return classes.astype(y.dtype), (np.cumsum(present) - 1)[above]
 
 
 def row_weights(
