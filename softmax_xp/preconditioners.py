@@ -53,6 +53,7 @@ MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
+WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread would have been woken
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
@@ -518,7 +519,8 @@ class Curvature:
         factors = objective.backend.asarray(matrices, dtype_name(wide))
         if len(matrices) == 1:
             return lambda rows: rows @ factors[0, :, :]
-        parts = list(row_blocks(self.n_columns, 1, -(-self.n_columns // (PARTS if is_numpy(objective.X) else 1))))
+        n_parts = PARTS if is_numpy(objective.X) and matrices.nbytes > WHOLE else 1
+        parts = list(row_blocks(self.n_columns, 1, -(-self.n_columns // n_parts)))
 
         def product(rows: Array) -> Array:
             by_class = xp.permute_dims(rows, (1, 2, 0))  # (K, D + 1, m)

@@ -236,6 +236,69 @@ def test_lbfgs_takes_fewer_steps_from_an_estimate_of_the_inverse_hessian(rng):
     assert {len(shape) for shape in shapes} == {2}
 
 
+def recursion(pairs, v, start):
+    """The product of the estimate of BFGS with v, by the two loops of Nocedal and Wright's algorithm 7.4."""
+    q, alphas = v.copy(), []
+    for s, y in reversed(pairs):
+        alphas.append((s @ q) / (s @ y))
+        q -= alphas[-1] * y
+    s, y = pairs[-1]
+    r = start @ q * (s @ y) / (y @ start @ y)
+    for (s, y), alpha in zip(pairs, reversed(alphas), strict=True):
+        r += (alpha - (y @ r) / (s @ y)) * s
+    return r
+
+
+@pytest.mark.parametrize("memory", [1, 2, 5])
+@pytest.mark.parametrize("preconditioned", [False, True])
+def test_pairs_make_the_estimate_of_the_recursion(xp, rng, memory, preconditioned):
+    n = 7
+    A, root = (x @ x.T + np.eye(n) for x in rng.normal(size=(2, n, n)))
+    start = root if preconditioned else np.eye(n)
+    for dtype in xp.float_dtypes:
+        given = xp.asarray(start, dtype)
+        pairs, known = lbfgs.Pairs(memory), []
+        for i in range(12):
+            if i == 8:  # what has been forgotten leaves nothing behind
+                pairs.clear()
+                known = []
+                assert len(pairs) == 0
+            s, v = (x.astype(dtype).astype("float64") for x in rng.normal(size=(2, n)))
+            y = (A @ s).astype(dtype).astype("float64")
+            known = [*known, (s, y)][-memory:]
+            pairs.append(xp.asarray(s, dtype), xp.asarray(y, dtype), float(s @ y))
+            assert len(pairs) == len(known)
+            product = pairs.product(xp.asarray(v, dtype), lambda rows, given=given: rows @ xp.astype(given, rows.dtype))
+            expected = recursion(known, v, start)
+            xp.assert_here(product, dtype, (n,))
+            tolerance = (1e-3 if dtype == "float32" else 1e-9) * np.abs(expected).max()
+            np.testing.assert_allclose(xp.to_numpy(product), expected, rtol=0, atol=tolerance)
+
+
+class Operations(np.ndarray):
+    """An array that counts what is done with it, and with what comes of it."""
+
+    count = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **options):
+        Operations.count += 1
+        plain = (x.view(np.ndarray) if isinstance(x, Operations) else x for x in inputs)
+        result = getattr(ufunc, method)(*plain, **options)
+        return result.view(Operations) if isinstance(result, np.ndarray) else result
+
+
+def test_pairs_take_as_many_operations_however_many_they_are(rng):
+    """Each is a launch on a GPU."""
+    pairs, counts = lbfgs.Pairs(20), []
+    for _ in range(25):
+        s = rng.normal(size=9)
+        pairs.append(s, 2.0 * s, float(2.0 * s @ s))
+        Operations.count = 0
+        pairs.product(rng.normal(size=9).view(Operations), lambda rows: rows)
+        counts.append(Operations.count)
+    assert 0 < counts[0] == max(counts) <= 12
+
+
 def test_lbfgs_goes_on_from_what_is_due(rng):
     """`due` is asked once a step with the gap and the target; the next step is along what it makes alone."""
     f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e4)

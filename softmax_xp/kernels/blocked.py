@@ -234,7 +234,7 @@ def _sums_by_lanes(
     class_major = n_coef <= MAX_CLASS_MAJOR
     # Rows of zeros, whose products are zero, where they make the multiplication of all rows faster.
     height = n_coef + (-n_coef % FLOAT32_COLUMNS if n_coef > 1 and X.itemsize == 4 else 0)
-    padded = [coef if height == n_coef else np.pad(coef, ((0, height - n_coef), (0, 0))) for coef, _ in maps]
+    padded = [coef if height == n_coef else _padded(coef, height) for coef, _ in maps]
     row_bytes = (n_features + len(maps) * n_coef) * X.itemsize
     large = n_coef * n_features * X.itemsize > LARGE_GRADIENT_BYTES
     step = (LARGE_BLOCK_BYTES if large else BLOCK_BYTES) // row_bytes
@@ -419,6 +419,13 @@ def _cast(coef: np.ndarray, name: str, dtype: np.dtype, workspace: Workspace) ->
 
     workspace.map(copy, _parts(len(coef), -(-own.nbytes // BLOCK_BYTES)))
     return own
+
+
+def _padded(coef: np.ndarray, height: int) -> np.ndarray:
+    """Return coefficients with rows of zeros after them, `height` in all."""
+    rows = np.zeros((height, coef.shape[1]), dtype=coef.dtype)
+    rows[: len(coef)] = coef
+    return rows
 
 
 def _parts(n: int, n_parts: int, unit: int = 1) -> list[slice]:

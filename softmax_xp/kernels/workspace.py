@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import threading
 from collections import deque
@@ -76,14 +77,15 @@ class Workspace(AbstractContextManager[None]):
             try:
                 work()
             finally:
-                wait(others)
+                if others:  # to wait for none takes time too
+                    wait(others)
             for other in others:
                 other.result()
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: Any, *, shared: bool = False) -> np.ndarray:
         """Return an uninitialised array of this thread (or, if `shared`, of all threads) that keeps its memory."""
         key = name, 0 if shared else threading.get_ident()
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        size = math.prod(shape) * np.dtype(dtype).itemsize
         held = self._buffers.get(key)
         if held is None or held.nbytes < size:
             self._buffers[key] = held = np.empty(size, dtype=np.uint8)

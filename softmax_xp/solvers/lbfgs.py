@@ -4,7 +4,7 @@ Written in the array API: the vectors stay on their device, and what comes to th
 
 References
 ----------
-Nocedal and Wright, Numerical Optimization, 2nd ed., 2006, doi:10.1007/978-0-387-40065-5: algorithm 7.4.
+Byrd, Nocedal and Schnabel, 1994, doi:10.1007/BF01582063: the compact form of the inverse, theorem 2.2.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
-from softmax_xp._arrays import Array, namespace
+from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace
 from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
@@ -46,6 +46,77 @@ RECENT = 4  # steps whose gain is held against the gap expected before them
 Due: TypeAlias = Callable[[float, float], Callable[[Array], Preconditioner] | None]
 
 
+class Pairs:
+    """The last pairs of a step s and the difference y of the gradients at its ends, and the estimate that they make.
+
+    With these as the rows of S and Y, from the oldest to the last, R the upper triangle of S Y', D its diagonal, and H0
+    a first estimate of the inverse Hessian, the one of BFGS is
+
+        H = (I - S' R^-T Y) H0 (I - Y' R^-1 S) + S' R^-T D R^-1 S,
+
+    which is what the recursion over pairs computes, in as many operations for twenty pairs as for one: on a GPU each of
+    them is a launch. R^-1 gains a column with each pair, and loses a row and a column with the one that is forgotten.
+    The rows of S, Y and R^-1 are in no order: a new pair takes the place of the oldest.
+
+    Parameters
+    ----------
+    memory : int
+        How many pairs are kept.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory = memory
+        self._arrays: tuple[Array, Array, Array, Array] | None = None
+        self._n_seen = 0
+
+    def __len__(self) -> int:
+        return min(self._n_seen, self.memory)
+
+    def clear(self) -> None:
+        """Forget all pairs."""
+        self._n_seen = 0
+
+    def append(self, s: Array, y: Array, curvature: float) -> None:
+        """Add a pair (n,), (n,) of which `curvature` = s'y is positive."""
+        xp, device = namespace(s=s), device_of(s)
+        wide = accumulation_dtype(xp, device)
+        if self._arrays is None:
+            both = [xp.empty((self.memory, s.shape[0]), dtype=wide, device=device) for _ in range(2)]
+            inverse = xp.empty((self.memory, self.memory), dtype=wide, device=device)
+            self._arrays = (*both, inverse, xp.empty(self.memory, dtype=wide, device=device))
+        at = self._n_seen % self.memory
+        self._n_seen += 1
+        S, Y, inverse, diagonal = self._known()
+        S[at, :] = xp.astype(s, wide, copy=False)
+        Y[at, :] = xp.astype(y, wide, copy=False)
+        inverse[at, :] = 0.0
+        inverse[:, at] = 0.0
+        inverse[:, at] = (inverse @ (S @ Y[at, :])) / -curvature
+        inverse[at, at] = 1.0 / curvature
+        diagonal[at] = curvature
+
+    def product(self, v: Array, start: Preconditioner) -> Array:
+        """Return H v, (n,), where `start` maps rows (m, n) to H0 times each, which is scaled by the last pair.
+
+        No number comes to the host.
+        """
+        xp = namespace(v=v)
+        S, Y, inverse, diagonal = self._known()
+        last = (self._n_seen - 1) % self.memory
+        a = inverse @ (S @ xp.astype(v, S.dtype, copy=False))
+        q = xp.astype(v, S.dtype, copy=False) - a @ Y
+        started = start(xp.stack([q, Y[last, :]]))  # both in one pass over the preconditioner
+        r = started[0, :] * (diagonal[last] / (Y[last, :] @ started[1, :]))
+        r = r + ((diagonal * a - Y @ r) @ inverse) @ S
+        return xp.astype(r, v.dtype, copy=False)
+
+    def _known(self) -> tuple[Array, Array, Array, Array]:
+        """Return views of S, Y, R^-1 and the diagonal of D, as far as there are pairs."""
+        S, Y, inverse, diagonal = self._arrays  # type: ignore[misc]
+        n = len(self)
+        return S[:n, :], Y[:n, :], inverse[:n, :n], diagonal[:n]
+
+
 class _LBFGS:
     """Directions from the last pairs of steps and gradient differences.
 
@@ -66,7 +137,7 @@ class _LBFGS:
         self.correlations = correlations
         self.hessian_product = hessian_product
         self.due = due
-        self.pairs: deque[tuple[Array, Array, Array]] = deque(maxlen=memory)
+        self.pairs = Pairs(memory)
         self.understated = 1.0  # the ratio of the gap by conjugate gradients to that by the pairs
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT + 1)  # values, and gaps by the pairs
         self._gap = math.inf
@@ -104,13 +175,13 @@ class _LBFGS:
     def stepped(self, before: Point, after: Point) -> None:
         xp = namespace(x=after.x)
         s, y = after.x - before.x, after.grad - before.grad
-        curvature = dot(xp, s, y)
-        if float(curvature) > SMALLEST:
-            self.pairs.append((s, y, 1.0 / curvature))
+        curvature = float(dot(xp, s, y))
+        if curvature > SMALLEST:
+            self.pairs.append(s, y, curvature)
         self._stepped = True
 
     def restarted(self) -> bool:
-        had = bool(self.pairs)
+        had = len(self.pairs) > 0
         self.pairs.clear()
         return had
 
@@ -125,26 +196,9 @@ class _LBFGS:
         return newton_step(product, point.grad, self._product, max_products=max_products, **check._asdict())
 
     def _product(self, rows: Array) -> Array:
-        """Return the two-loop recursion's product of the inverse Hessian estimate with each of `rows`, (m, n).
-
-        All in arrays of the device: no inner product comes to the host.
-        """
-        xp = namespace(rows=rows)
+        """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
         start = self.precondition or (lambda x: x)
-        if not self.pairs:
-            return start(rows)
-        q, alphas = rows[0, :], []
-        for s, y, rho in reversed(self.pairs):
-            alpha = xp.astype(rho * dot(xp, s, q), q.dtype)
-            q = q - alpha * y
-            alphas.append(alpha)
-        s, y, rho = self.pairs[-1]
-        started = start(xp.stack([q, y]))  # both in one pass over the preconditioner
-        q = started[0, :] * xp.astype(1.0 / (rho * dot(xp, y, started[1, :])), q.dtype)
-        for (s, y, rho), alpha in zip(self.pairs, reversed(alphas), strict=True):
-            beta = xp.astype(rho * dot(xp, y, q), q.dtype)
-            q = q + (alpha - beta) * s
-        return q[None, :]
+        return self.pairs.product(rows[0, :], start)[None, :] if len(self.pairs) else start(rows)
 
 
 def minimize(

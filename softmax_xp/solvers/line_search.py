@@ -38,7 +38,7 @@ class Point:
 def dot(xp: Namespace, a: Array, b: Array) -> Array:
     """Return the inner product as a 0-d array, accumulated in the widest floating dtype of the device."""
     wide = accumulation_dtype(xp, device_of(a))
-    return xp.sum(xp.astype(a, wide, copy=False) * xp.astype(b, wide, copy=False))
+    return xp.astype(a, wide, copy=False) @ xp.astype(b, wide, copy=False)
 
 
 def evaluated(xp: Namespace, value_and_grad: ValueAndGrad, start: Array, direction: Array, step: float) -> Point:
