@@ -61,11 +61,11 @@ STREAM = 25  # coefficients a feature for which reading X takes as long as multi
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
-# On a GPU, where inverses and eigenvectors are made by the host, and where no evaluation, however small, takes less
-# time than launching its kernels. From data sheets (50e12 multiplications a second, 5e11 on a host; 0.2 ms), not
-# measured.
+# On a GPU, where inverses and eigenvectors are made by the host, and where no iteration, however small, takes less
+# time than launching its kernels: some 85, as counted, and five times a number is waited for. From data sheets (50e12
+# multiplications a second, 5e11 on a host; 0.6 ms), not measured.
 HOST = 100.0  # times as long
-LAUNCHES = 1e10  # multiplications that could be done in that time
+LAUNCHES = 3e10  # multiplications that could be done in that time
 # Evaluations that the first estimate may cost, before anything is known of the problem: without it the last check of
 # the gap takes 50 products, and raw features take hundreds of steps.
 CHEAP = 200.0
