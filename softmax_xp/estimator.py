@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Self
@@ -230,8 +231,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.workers,
             )
             start = self._start(objective, classes)
+            threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
             # Values that overflow are what the line search comes back from, not news.
-            with objective.workspace, np.errstate(over="ignore", invalid="ignore"):
+            with threads, np.errstate(over="ignore", invalid="ignore"):
                 solution = self._solve(objective, start, _printed(self.verbose, observe))
             coef, intercept = objective.split(solution.params)
             if intercept is None:

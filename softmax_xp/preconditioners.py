@@ -14,7 +14,8 @@ where p_i are the probabilities of row i. Three estimates of it can be inverted,
   diagonal. In that basis the weights of every other block sum to zero, so that little is lost without them.
 
 All are made from a sample of the rows, but for their diagonal: a feature that few rows have may be zero in all of a
-sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not matter.
+sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not matter:
+on a GPU there, but for eigenvectors, which the host makes.
 """
 
 from __future__ import annotations
@@ -25,19 +26,23 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from scipy.linalg import lapack, solve_triangular
+from scipy.linalg import solve_triangular
 
 from softmax_xp._arrays import (
     Array,
     DType,
     accumulation_dtype,
     block_bytes,
+    device_of,
     dtype_name,
     is_gpu,
     is_numpy,
+    namespace,
     row_blocks,
     to_numpy,
 )
+from softmax_xp.backend import select_backend
+from softmax_xp.inverses import cholesky, inverses, with_diagonal
 from softmax_xp.objective import LinearObjective
 
 # Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
@@ -61,10 +66,11 @@ STREAM = 25  # coefficients a feature for which reading X takes as long as multi
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
-# On a GPU, where inverses and eigenvectors are made by the host, and where no iteration, however small, takes less
-# time than launching its kernels: some 85, as counted, and five times a number is waited for. From data sheets (50e12
-# multiplications a second, 5e11 on a host; 0.6 ms), not measured.
-HOST = 100.0  # times as long
+# On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
+# small, takes less time than launching its kernels: some 85, as counted, and five times a number is waited for. From
+# data sheets (50e12 multiplications a second, 3e11 on a host; 0.6 ms), not measured.
+SMALL = 30.0  # times as long
+HOST = 160.0
 LAUNCHES = 3e10  # multiplications that could be done in that time
 # Evaluations that the first estimate may cost, before anything is known of the problem: without it the last check of
 # the gap takes 50 products, and raw features take hundreds of steps.
@@ -88,14 +94,14 @@ class ClassBlocks:
     ----------
     basis : numpy.ndarray of shape (K, K)
         The eigenvectors, one a column.
-    inverses : numpy.ndarray of shape (K, D + 1, D + 1)
-        Of their blocks; (K, D, D) without an intercept.
+    inverses : array of shape (K, D + 1, D + 1)
+        Of their blocks; (K, D, D) without an intercept. On the GPU of the solve, else of NumPy.
     feature_scale : numpy.ndarray of shape (D,)
         That of the objective: how the problem is known again.
     """
 
     basis: np.ndarray
-    inverses: np.ndarray
+    inverses: Array
     feature_scale: np.ndarray
 
 
@@ -129,7 +135,8 @@ class Curvature:
         self.n_columns = n_features + objective.fit_intercept
         self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
         self._ridge = max(RIDGE, 8.0 * float(objective.backend.xp.finfo(objective.X.dtype).eps))
-        self._even: np.ndarray | None = None
+        self._home = objective.backend if is_gpu(objective.backend.device) else select_backend("cpu")  # of matrices
+        self._even: Array | None = None
         self._bound: Preconditioner | None = None
         self._squares_of_all: np.ndarray | None = None
         self._gaps: list[float] = []  # of the last iterations
@@ -156,7 +163,7 @@ class Curvature:
             gram = self._bounding_gram()
             if self._uncorrelated(gram):
                 self._wait = float(PATIENCE)
-                return self._inverted(np.diag(gram))
+                return self._inverted(namespace(gram=gram).linalg.diagonal(gram))
         return self.bound()
 
     @property
@@ -210,13 +217,14 @@ class Curvature:
         ):
             return math.inf
         n_columns = self.n_columns if self._holds_matrix() else 1
-        slower, least = (HOST, LAUNCHES) if is_gpu(self.objective.backend.device) else (1.0, 0.0)
+        small, host, least = (SMALL, HOST, LAUNCHES) if is_gpu(self.objective.backend.device) else (1.0, 1.0, 0.0)
+        slower = host if factor > INVERSE else small
         work = n_matrices * (GRAM * self.n_sampled * n_columns**2 / 2 + slower * factor * n_columns**3)
         if n_matrices == 1 and factor == INVERSE and self._few_rows():
             n_rows = self.objective.X.shape[0]
-            work = GRAM * n_rows**2 * self.n_columns / 2 + slower * factor * n_rows**3
+            work = host * (GRAM * n_rows**2 * self.n_columns / 2 + factor * n_rows**3)
         if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
-            work += slower * EIGEN * n_coef**3
+            work += host * EIGEN * n_coef**3
         evaluation = max(least, 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM))
         return 0.0 if work < FREE else float(work / evaluation)
 
@@ -229,11 +237,11 @@ class Curvature:
                 self._bound = self._inverted(self._bounding_gram())
         return self._bound
 
-    def _inverted(self, gram: np.ndarray) -> Preconditioner:
+    def _inverted(self, gram: Array) -> Preconditioner:
         """Return the inverse of `gram`, given whole or as a diagonal, with the penalty: the same for all classes."""
         if gram.ndim == 1:
             return self._product(None, self._divided(np.ones(1), gram))
-        return self._product(None, self._multiplied(self._inverse(gram)[None]))
+        return self._product(None, self._multiplied(self._inverses(gram[None, :, :])))
 
     def _inverted_by_rows(self) -> Callable[[Array], Array]:
         """Return the product with the inverse of the bound, from the inner products of the rows: Woodbury's identity.
@@ -271,28 +279,30 @@ class Curvature:
     def _bounding_factor(self) -> float:
         return 0.25 if self.objective.coef_shape[0] == 1 else 0.5
 
-    def _bounding_gram(self) -> np.ndarray:
+    def _bounding_gram(self) -> Array:
         return self._bounding_factor * self._even_gram()
 
-    def _uncorrelated(self, gram: np.ndarray) -> bool:
+    def _uncorrelated(self, gram: Array) -> bool:
         """Return whether the eigenvalues of `gram` with the penalty, scaled to a unit diagonal, are nearly the same."""
         penalty, scale = self._scaled(gram)
-        spread = np.linalg.norm((gram + np.diag(penalty)) / scale / scale[:, None] - np.eye(len(gram)))
-        return bool(spread**2 <= FLAT * len(gram))
+        apart = with_diagonal(with_diagonal(gram, penalty) / scale / scale[:, None], -1.0)
+        return bool(namespace(gram=gram).sum(apart * apart) <= FLAT * self.n_columns)
 
     def kronecker(self, params: Array) -> Preconditioner:
         """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""
+        backend = self.objective.backend
+        xp, wide = backend.xp, accumulation_dtype(backend.xp, backend.device)
         A, weight = self._sampled_rows()
         n_coef = self.objective.coef_shape[0]
         squares = n_coef if self._holds_classes() else 0  # else the diagonal of the mean of S_i alone
         mean, product = np.zeros(n_coef), np.zeros((squares, squares))
         traces = []
         for rows, p in self._probabilities(A, params):
-            p = to_numpy(p).astype(np.float64)
-            w = weight[rows]
-            mean += w @ (p if squares else p * (1.0 - p))
-            product += (p * w[:, None]).T @ p if squares else 0.0
-            traces.append(p.sum(axis=1) - (p * p).sum(axis=1))
+            p = xp.astype(p, wide, copy=False)
+            w = self._wide(weight[rows])
+            mean += to_numpy(w @ (p if squares else p * (1.0 - p)))
+            product += to_numpy((p * w[:, None]).T @ p) if squares else 0.0
+            traces.append(to_numpy(xp.sum(p, axis=1) - xp.sum(p * p, axis=1)))
         if squares:
             sizes, basis = np.linalg.eigh(np.diag(mean) - product)
         else:
@@ -322,27 +332,28 @@ class Curvature:
         sizes, basis = np.linalg.eigh((np.diag(mean) - product) / total)
         least = max(SMALLEST * sizes.max(), NOTHING)
         drawn, squares = self._drawn(params, basis, np.maximum(sizes, least))
-        everywhere = self._even_gram()
-        inverses = np.empty((n_coef, self.n_columns, self.n_columns))
+        everywhere, home = self._even_gram(), self._home
+        blocks = home.xp.empty((n_coef, self.n_columns, self.n_columns), dtype=home.xp.float64, device=home.device)
 
         def form(k: int) -> None:
-            ridge = self._ridge * sizes[k] if sizes[k] > least else least
-            inverses[k] = self._with_rare(self._gram(objective.X, *drawn[k]), squares[k]) + ridge * everywhere
-
-        def invert(k: int) -> None:
-            inverses[k] = self._inverse(inverses[k])
+            ridge = float(self._ridge * sizes[k] if sizes[k] > least else least)
+            gram = self._with_rare(self._gram(objective.X, *drawn[k]), squares[k])
+            blocks[k, ...] = gram + ridge * everywhere
 
         objective.workspace.map(form, range(n_coef))
-        objective.host_workspace.map(invert, range(n_coef))
-        self.blocks = ClassBlocks(basis, inverses, to_numpy(objective.feature_scale()))
-        return self._product(basis, self._multiplied(inverses))
+        each = 8 * self.n_columns**2
+        at_once = block_bytes(home.device) if is_gpu(home.device) else each * objective.host_workspace.workers
+        for classes in row_blocks(n_coef, each, at_once):
+            blocks[classes, ...] = self._inverses(blocks[classes, ...])
+        self.blocks = ClassBlocks(basis, blocks, to_numpy(objective.feature_scale()))
+        return self._product(basis, self._multiplied(blocks))
 
     def _known(self, blocks: ClassBlocks) -> bool:
         """Return whether class blocks are of this objective's classes and features, and fit in memory."""
         shape = (self.objective.coef_shape[0], self.n_columns, self.n_columns)
         return (
             blocks.inverses.shape == shape
-            and blocks.inverses.nbytes <= self.max_bytes
+            and 8 * math.prod(shape) <= self.max_bytes
             and np.array_equal(blocks.feature_scale, to_numpy(self.objective.feature_scale()))
         )
 
@@ -359,27 +370,31 @@ class Curvature:
         Q = objective.backend.asarray(basis, dtype_name(objective.X.dtype))
         weights = np.empty((n_coef, self.n_sampled))
         index = np.empty(weights.shape, dtype=np.int32 if n_rows < 2**31 else np.int64)
-        passed = np.full((1, n_coef), 0.5)  # the sums of chances
+        wide = accumulation_dtype(xp, objective.backend.device)
+        passed = xp.full((1, n_coef), 0.5, dtype=wide, device=objective.backend.device)  # the sums of chances
+        per_size = self._wide(self.n_sampled / sizes)
         squares = np.zeros((n_coef, self.n_columns))
-        narrow = objective.X.dtype if self._unit() is None else accumulation_dtype(xp, objective.backend.device)
+        narrow = objective.X.dtype if self._unit() is None else wide
         for rows, p in self._probabilities(objective.X, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
             if objective.sample_weight is not None:
                 weight = weight * objective.sample_weight[rows][:, None]
             weight = xp.where(weight > 0.0, weight, xp.zeros_like(weight))  # but for rounding
             squares += self._squares_of(objective.X[rows, :], weight, narrow)
-            share = to_numpy(weight).astype(np.float64) / total
-            chance = np.ones_like(share)
+            share = xp.astype(weight, wide, copy=False) / total
+            chance = xp.ones_like(share)
             if self.n_sampled < n_rows:
-                np.minimum(1.0, self.n_sampled * share / sizes, out=chance)
+                chance = xp.minimum(chance, share * per_size)
             # Systematic sampling: one row wherever the sum of chances passes an integer, which is its place.
-            passed = np.cumsum(np.concatenate([passed[-1:], chance]), axis=0)
-            place = np.minimum(np.floor(passed), self.n_sampled).astype(index.dtype)
-            row, k = np.nonzero(place[1:] > place[:-1])
-            at = k, place[row, k]
-            weights[at] = share[row, k] / chance[row, k]
-            index[at] = rows.start + row
-        n_drawn = np.minimum(passed[-1], self.n_sampled).astype(int)
+            passed = xp.cumulative_sum(xp.concat([passed[-1:, :], chance], axis=0), axis=0)
+            place = xp.minimum(xp.floor(passed), xp.full_like(passed, float(self.n_sampled)))
+            row, k = xp.nonzero(place[1:, :] > place[:-1, :])
+            at = row * n_coef + k  # what is drawn, of all of the block's: the rest stays on its device
+            own, likely, to = (to_numpy(xp.take(xp.reshape(x, (-1,)), at)) for x in (share, chance, place[:-1, :]))
+            row, k = to_numpy(row), to_numpy(k)
+            weights[k, to.astype(np.int64)] = own.astype(np.float64) / likely
+            index[k, to.astype(np.int64)] = rows.start + row
+        n_drawn = np.minimum(to_numpy(passed[-1, :]), self.n_sampled).astype(int)
         return [(weights[k, :n], index[k, :n]) for k, n in enumerate(n_drawn)], squares / total
 
     def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
@@ -405,18 +420,18 @@ class Curvature:
         weight = to_numpy(objective.sample_weight[::stride]).astype(np.float64)
         return A, weight / max(weight.sum(), 1e-300)
 
-    def _even_gram(self) -> np.ndarray:
+    def _even_gram(self) -> Array:
         """Return the mean of a_i a_i' over the sampled rows, or its diagonal; it does not change during a solve."""
         if self._even is None:
             self._even = self._with_rare(self._gram(*self._sampled_rows()), self._squares())
         return self._even
 
-    def _with_rare(self, gram: np.ndarray, squares: np.ndarray) -> np.ndarray:
-        """Add to `gram`, whole or as a diagonal, what it lacks of `squares`, its diagonal over all rows; return it."""
-        own = gram if gram.ndim == 1 else np.diag(gram)
-        missing = np.where(own < RARE * squares, squares - own, 0.0)
-        gram[... if gram.ndim == 1 else np.diag_indices_from(gram)] += missing
-        return gram
+    def _with_rare(self, gram: Array, squares: np.ndarray) -> Array:
+        """Return `gram`, whole or as a diagonal, with what it lacks of `squares`, its diagonal over all rows."""
+        xp, of_all = self._home.xp, self._home.asarray(squares)
+        own = gram if gram.ndim == 1 else xp.linalg.diagonal(gram)
+        missing = xp.where(own < RARE * of_all, of_all - own, xp.zeros_like(own))
+        return gram + missing if gram.ndim == 1 else with_diagonal(gram, missing)
 
     def _squares(self) -> np.ndarray:
         """Return the mean of the squares of each column of A over all rows, (D + 1,)."""
@@ -468,7 +483,7 @@ class Curvature:
         """Return whether C x C matrices fit: eigenvectors need several."""
         return bool(4 * 8 * self.objective.coef_shape[0] ** 2 <= self.max_bytes)
 
-    def _gram(self, X: Array, weight: np.ndarray, index: np.ndarray | None = None) -> np.ndarray:
+    def _gram(self, X: Array, weight: np.ndarray, index: np.ndarray | None = None) -> Array:
         """Return sum_i weight_i a_i a_i' over the rows of X (or those at `index`), (D + 1, D + 1).
 
         Its diagonal (D + 1,) where that is all that fits.
@@ -489,37 +504,40 @@ class Curvature:
             if self.objective.fit_intercept:
                 B = xp.concat([B, root], axis=1)
             gram += xp.astype(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0), total, copy=False)
-        own: np.ndarray = to_numpy(gram).astype(np.float64)
-        return own if unit is None else own * unit * (unit if own.ndim == 1 else unit[:, None])
+        own = self._home.asarray(gram, "float64")
+        if unit is None:
+            return own
+        per = self._home.asarray(unit)
+        return own * per * (per if own.ndim == 1 else per[:, None])
 
-    def _scaled(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal."""
+    def _scaled(self, gram: Array) -> tuple[Array, Array]:
+        """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal.
+
+        For gram as a diagonal, whole, or as many matrices.
+        """
+        xp = namespace(gram=gram)
         penalty = np.zeros(self.n_columns)
         penalty[: self.objective.coef_shape[1]] = self.objective.penalty.strength
-        scale = np.sqrt((gram if gram.ndim == 1 else np.diag(gram)) + penalty)
-        scale[scale == 0.0] = 1.0  # a feature that is always zero, without penalty
-        return penalty, scale
+        penalty = xp.asarray(penalty, device=device_of(gram))
+        scale = xp.sqrt((gram if gram.ndim == 1 else xp.linalg.diagonal(gram)) + penalty)
+        return penalty, xp.where(scale == 0.0, xp.ones_like(scale), scale)  # a feature always zero, without penalty
 
-    def _inverse(self, gram: np.ndarray) -> np.ndarray:
-        """Return the inverse of a positive semidefinite matrix with the penalty, and a ridge, on its diagonal."""
-        penalty, scale = self._scaled(gram)
-        factor = _cholesky((gram + np.diag(penalty)) / scale / scale[:, None], self._ridge)
-        inverse: np.ndarray = lapack.dpotri(factor, lower=1)[0]  # its lower triangle: zeros are above, as in the factor
-        inverse = inverse + inverse.T
-        inverse[np.diag_indices_from(inverse)] /= 2.0
-        inverse /= scale
-        inverse /= scale[:, None]
-        return inverse
+    def _inverses(self, grams: Array) -> Array:
+        """Return the inverses of positive semidefinite matrices (k, D + 1, D + 1) with penalty and ridge."""
+        penalty, scale = self._scaled(grams)
+        across, down = scale[:, None, :], scale[:, :, None]
+        scaled = with_diagonal(grams, penalty) / across / down
+        return inverses(scaled, self._ridge, self.objective.host_workspace) / across / down
 
-    def _multiplied(self, matrices: np.ndarray) -> Callable[[Array], Array]:
+    def _multiplied(self, matrices: Array) -> Callable[[Array], Array]:
         """Return the product with (K or 1, D + 1, D + 1) matrices, one for each row of coef and its intercept."""
         objective = self.objective
         xp = objective.backend.xp
         wide = accumulation_dtype(xp, objective.backend.device)
         factors = objective.backend.asarray(matrices, dtype_name(wide))
-        if len(matrices) == 1:
+        if matrices.shape[0] == 1:
             return lambda rows: rows @ factors[0, :, :]
-        n_parts = PARTS if is_numpy(objective.X) and matrices.nbytes > WHOLE else 1
+        n_parts = PARTS if is_numpy(objective.X) and 8 * math.prod(matrices.shape) > WHOLE else 1
         parts = list(row_blocks(self.n_columns, 1, -(-self.n_columns // n_parts)))
 
         def product(rows: Array) -> Array:
@@ -534,23 +552,24 @@ class Curvature:
 
         return product
 
-    def _divided(self, sizes: np.ndarray, gram: np.ndarray) -> Callable[[Array], Array]:
+    def _divided(self, sizes: np.ndarray, gram: Array) -> Callable[[Array], Array]:
         """Return the division by the diagonal of diag(sizes) (x) gram, the latter given as a diagonal, and penalty."""
+        gram = to_numpy(gram)
         penalty, scale = self._scaled(gram)
         diagonal = sizes[:, None] * gram + penalty
         inverse = self._wide(1.0 / np.maximum(diagonal, self._ridge * sizes.max() * scale**2))
         return lambda rows: rows * inverse
 
-    def _factored(self, sizes: np.ndarray, gram: np.ndarray) -> Callable[[Array], Array]:
+    def _factored(self, sizes: np.ndarray, gram: Array) -> Callable[[Array], Array]:
         """Return the product with the inverse of diag(sizes) (x) gram + penalty, exactly.
 
         With s the largest size, B = gram + penalty / s = L L' and L^-1 penalty L'^-1 = V diag(v) V', each matrix
         s_k gram + penalty is L V diag(s_k + (1 - s_k / s) v) V' L': one basis suits them all.
         """
-        largest = float(sizes.max())
+        gram, largest = to_numpy(gram), float(sizes.max())
         penalty, scale = self._scaled(gram * largest)
         penalty, scale = penalty / scale**2 * largest, scale / math.sqrt(largest)
-        L = _cholesky((gram / scale / scale[:, None]) + np.diag(penalty / largest), self._ridge)
+        L = cholesky((gram / scale / scale[:, None]) + np.diag(penalty / largest), self._ridge)
         half = solve_triangular(L, np.diag(np.sqrt(penalty)), lower=True)
         v, V = np.linalg.eigh(half @ half.T)
         U = self._wide(solve_triangular(L, V, lower=True, trans="T") / scale[:, None])
@@ -589,12 +608,3 @@ class Curvature:
             return xp.concat([coef, rows[:, :, -1]], axis=1) if objective.fit_intercept else coef
 
         return product
-
-
-def _cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the lower Cholesky factor of a matrix with a unit diagonal and a ridge, or as much of one as it takes."""
-    while True:
-        factor, failed = lapack.dpotrf(matrix + ridge * np.eye(len(matrix)), lower=1, clean=1)
-        if not failed:
-            return factor  # type: ignore[no-any-return]
-        ridge *= 100.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from pathlib import Path
@@ -137,3 +138,21 @@ def python():
     """The command line of a new interpreter that finds the package under test, and its environment."""
     path = os.pathsep.join([str(Path(softmax_xp.__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
     return [sys.executable], {**os.environ, "PYTHONPATH": path}
+
+
+@pytest.fixture
+def transfers(monkeypatch):
+    """The sizes of what array-api-strict hands to the host, one after the other."""
+    strict = pytest.importorskip("array_api_strict")
+    kind, sizes = type(strict.zeros(1)), []
+
+    def counting(own):
+        def method(x, *arguments, **options):
+            sizes.append(math.prod(x.shape))
+            return own(x, *arguments, **options)
+
+        return method
+
+    for name in ("__float__", "__int__", "__bool__", "__index__", "__dlpack__"):
+        monkeypatch.setattr(kind, name, counting(getattr(kind, name)))
+    return sizes

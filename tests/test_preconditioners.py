@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import softmax_xp as sx
-from softmax_xp import preconditioners
+from softmax_xp import inverses, preconditioners
 from softmax_xp.backend import backend_of
+from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
@@ -110,9 +111,20 @@ class Problem:
         assert error.max() < TOLERANCE[self.dtype]
 
 
+@pytest.fixture(params=["host", "device"])
+def home(request, xp, monkeypatch):
+    """Matrices are where they are on this library, or with its data as on a GPU, where they are inverted by halves."""
+    if request.param == "device":
+        if "float64" not in xp.float_dtypes:
+            pytest.skip(f"{xp} has no float64, which every GPU has")
+        monkeypatch.setattr(preconditioners, "is_gpu", lambda device: True)
+        monkeypatch.setattr(inverses, "ON_HOST", 2)
+
+
 # What the three estimates are.
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_bound_is_above_the_hessian_everywhere(xp, rng, case):
     p = Problem(xp, rng, **case)
@@ -132,6 +144,7 @@ def test_bound_is_above_the_hessian_everywhere(xp, rng, case):
         assert np.linalg.eigvalsh(root.T @ p.hessian(params) @ root).max() == pytest.approx(1, rel=1e-3)
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_class_blocks_invert_the_diagonal_of_the_hessian_in_the_eigenbasis_of_the_classes(xp, rng, case):
     p = Problem(xp, rng, **case)
@@ -151,6 +164,7 @@ def test_class_blocks_invert_the_diagonal_of_the_hessian_in_the_eigenbasis_of_th
     assert np.abs(eigenvalues - 1).max() < (TOLERANCE[p.dtype] if p.n_coef == 1 else 0.9)
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_class_blocks_at_zero_are_the_whole_inverse(xp, rng, case):
     p = Problem(xp, rng, **case)
@@ -158,6 +172,7 @@ def test_class_blocks_at_zero_are_the_whole_inverse(xp, rng, case):
     p.assert_equal(p.matrix(p.curvature().class_blocks(p.params(params))), p.centred_inverse(p.hessian(params)))
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("case", [*CASES, {"scaled": True}, {"scaled": True, "c": 2}], ids=str)
 def test_kronecker_is_the_inverse_of_the_product_of_the_mean_factors(xp, rng, case):
     case = dict(case)
@@ -208,7 +223,7 @@ def test_what_does_not_fit_is_never_made(xp, rng, c, monkeypatch):
     params, fits = p.params(0.3 * rng.normal(size=p.dense.n_params)), 4 * 8 * p.A.shape[1] ** 2
     full, made = p.matrix(p.curvature().kronecker(params)), []
     np.testing.assert_array_equal(p.matrix(p.curvature(fits).kronecker(params)), full)
-    monkeypatch.setattr(preconditioners, "_cholesky", None)  # so that no matrix can be inverted
+    monkeypatch.setattr(inverses, "cholesky", None)  # so that no matrix can be inverted
     for max_bytes in (DIAGONAL, fits - 1):
         curvature = p.curvature(max_bytes)
         made += [curvature.bound(), curvature.kronecker(params), curvature.first(params), curvature.at(params)]
@@ -280,6 +295,7 @@ def along(p, product, v):
     return float(flat @ out) if np.isfinite(out).all() else math.nan
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("strength", [0.0, 1e-3])
 @pytest.mark.parametrize("c", [2, 3, 12])  # the last are more than most have rows
 @pytest.mark.parametrize("name", DEGENERATE)
@@ -291,6 +307,7 @@ def test_products_are_finite_and_positive_whatever_the_features(xp, rng, name, c
                 assert along(p, product, v) > 0, kind
 
 
+@pytest.mark.usefixtures("home")
 @pytest.mark.parametrize("strength", [0.0, 1e-3])
 @pytest.mark.parametrize("c", [2, 3, 12])
 @pytest.mark.parametrize("name", DEGENERATE)
@@ -680,3 +697,49 @@ def test_units_of_the_features_do_not_change_the_number_of_steps(rng, name):
     }
     for scale in (1e-3, 1e3):
         assert abs(steps[scale] - steps[1.0]) <= 0.2 * steps[1.0]
+
+
+# Where they are made.
+
+
+@pytest.mark.parametrize("xp", ["strict-device1"], indirect=True)
+@pytest.mark.parametrize("c", [2, 3])
+def test_a_gpu_keeps_matrices_and_what_it_has_of_every_row(xp, rng, c, monkeypatch, transfers):
+    monkeypatch.setattr(preconditioners, "is_gpu", lambda device: True)
+    monkeypatch.setattr(inverses, "ON_HOST", 8)
+    monkeypatch.setattr(preconditioners, "MIN_ROWS", 50)
+    p = Problem(xp, rng, n=3000, c=c, X=rng.normal(size=(3000, 20)))
+    monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 2)
+    curvature, params = p.curvature(), p.params(0.3 * rng.normal(size=p.dense.n_params))
+    transfers.clear()
+    bound, blocks = curvature.bound(), curvature.class_blocks(params)
+    drawn = p.n_coef * (curvature.n_sampled + 1)
+    assert max(transfers) <= max(drawn, p.n_coef * 8**2) < 21**2
+    kronecker = curvature.kronecker(params)
+    assert max(transfers) == 21**2  # whose eigenvectors the host makes
+    transfers.clear()
+    for product in (bound, blocks, kronecker):
+        product(params[None, :])
+    assert not transfers
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 16, 33])
+def test_inverses_by_halves_are_inverses(xp, rng, n, monkeypatch):
+    if "float64" not in xp.float_dtypes:
+        pytest.skip(f"{xp} has no float64, which every GPU has")
+    monkeypatch.setattr(inverses, "ON_HOST", 3)
+    X = rng.normal(size=(4, 50, n)) * np.geomspace(1, 10, n)
+    matrices = X.mT @ X
+    given = xp.asarray(matrices)
+    actual = inverses.inverses(given, 1e-3, Workspace(2))
+    xp.assert_close(actual, np.linalg.inv(matrices + 1e-3 * np.eye(n)), "float64", "hessian")
+    np.testing.assert_array_equal(xp.to_numpy(given), matrices)  # not modified
+
+
+def test_a_matrix_without_a_cholesky_factor_gets_a_larger_ridge(xp, monkeypatch):
+    if "float64" not in xp.float_dtypes:
+        pytest.skip(f"{xp} has no float64, which every GPU has")
+    monkeypatch.setattr(inverses, "ON_HOST", 2)
+    matrix = np.ones((6, 6)) - 1e-9 * np.eye(6)
+    inverse = xp.to_numpy(inverses.inverses(xp.asarray(matrix[None]), 1e-10, Workspace(1)))[0]
+    assert np.linalg.eigvalsh((inverse + inverse.T) / 2).min() > 0

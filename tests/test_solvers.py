@@ -794,24 +794,6 @@ def test_descent_that_ends_while_it_is_rough_tells_exact_numbers(rng, method, en
 # What comes to the host.
 
 
-@pytest.fixture
-def transfers(monkeypatch):
-    """The sizes of what array-api-strict hands to the host, one after the other."""
-    strict = pytest.importorskip("array_api_strict")
-    kind, sizes = type(strict.zeros(1)), []
-
-    def counting(own):
-        def method(x, *arguments, **options):
-            sizes.append(math.prod(x.shape))
-            return own(x, *arguments, **options)
-
-        return method
-
-    for name in ("__float__", "__int__", "__bool__", "__index__", "__dlpack__"):
-        monkeypatch.setattr(kind, name, counting(getattr(kind, name)))
-    return sizes
-
-
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_an_iteration_brings_only_the_scalars_of_the_line_search_to_the_host(transfers, rng, preconditioned):
     strict = pytest.importorskip("array_api_strict")
