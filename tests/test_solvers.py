@@ -275,6 +275,17 @@ def test_pairs_make_the_estimate_of_the_recursion(xp, rng, memory, preconditione
             np.testing.assert_allclose(xp.to_numpy(product), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("scale", [1e-45, 1e45])
+def test_pairs_of_any_size_make_finite_estimates(rng, scale):
+    A, pairs, known = np.diag(np.geomspace(1, 100, 6)), lbfgs.Pairs(5), []
+    for _ in range(9):
+        s = scale * rng.normal(size=6)
+        known = [*known, (s, A @ s)][-5:]
+        pairs.append(*known[-1], float(s @ A @ s))
+    v = rng.normal(size=6)
+    np.testing.assert_allclose(pairs.product(v, lambda rows: rows), recursion(known, v, np.eye(6)), rtol=1e-6)
+
+
 class Operations(np.ndarray):
     """An array that counts what is done with it, and with what comes of it."""
 

@@ -49,10 +49,10 @@ Due: TypeAlias = Callable[[float, float], Callable[[Array], Preconditioner] | No
 class Pairs:
     """The last pairs of a step s and the difference y of the gradients at its ends, and the estimate that they make.
 
-    With these as the rows of S and Y, from the oldest to the last, R the upper triangle of S Y', D its diagonal, and H0
-    a first estimate of the inverse Hessian, the one of BFGS is
+    With these as the rows of S and Y, from oldest to last, both divided by the root of s'y, R the upper triangle
+    of S Y', and H0 a first estimate of the inverse Hessian, the one of BFGS is
 
-        H = (I - S' R^-T Y) H0 (I - Y' R^-1 S) + S' R^-T D R^-1 S,
+        H = (I - S' R^-T Y) H0 (I - Y' R^-1 S) + S' R^-T R^-1 S,
 
     which is what the recursion over pairs computes, in as many operations for twenty pairs as for one: on a GPU each of
     them is a launch. R^-1 gains a column with each pair, and loses a row and a column with the one that is forgotten.
@@ -66,7 +66,7 @@ class Pairs:
 
     def __init__(self, memory: int) -> None:
         self.memory = memory
-        self._arrays: tuple[Array, Array, Array, Array] | None = None
+        self._arrays: tuple[Array, Array, Array] | None = None
         self._n_seen = 0
 
     def __len__(self) -> int:
@@ -81,19 +81,17 @@ class Pairs:
         xp, device = namespace(s=s), device_of(s)
         wide = accumulation_dtype(xp, device)
         if self._arrays is None:
-            both = [xp.empty((self.memory, s.shape[0]), dtype=wide, device=device) for _ in range(2)]
-            inverse = xp.empty((self.memory, self.memory), dtype=wide, device=device)
-            self._arrays = (*both, inverse, xp.empty(self.memory, dtype=wide, device=device))
-        at = self._n_seen % self.memory
+            S, Y = (xp.empty((self.memory, s.shape[0]), dtype=wide, device=device) for _ in range(2))
+            self._arrays = S, Y, xp.empty((self.memory, self.memory), dtype=wide, device=device)
+        at, root = self._n_seen % self.memory, math.sqrt(curvature)
         self._n_seen += 1
-        S, Y, inverse, diagonal = self._known()
-        S[at, :] = xp.astype(s, wide, copy=False)
-        Y[at, :] = xp.astype(y, wide, copy=False)
+        S, Y, inverse = self._known()
+        S[at, :] = xp.astype(s, wide, copy=False) / root
+        Y[at, :] = xp.astype(y, wide, copy=False) / root
         inverse[at, :] = 0.0
         inverse[:, at] = 0.0
-        inverse[:, at] = (inverse @ (S @ Y[at, :])) / -curvature
-        inverse[at, at] = 1.0 / curvature
-        diagonal[at] = curvature
+        inverse[:, at] = -(inverse @ (S @ Y[at, :]))
+        inverse[at, at] = 1.0
 
     def product(self, v: Array, start: Preconditioner) -> Array:
         """Return H v, (n,), where `start` maps rows (m, n) to H0 times each, which is scaled by the last pair.
@@ -101,20 +99,20 @@ class Pairs:
         No number comes to the host.
         """
         xp = namespace(v=v)
-        S, Y, inverse, diagonal = self._known()
+        S, Y, inverse = self._known()
         last = (self._n_seen - 1) % self.memory
         a = inverse @ (S @ xp.astype(v, S.dtype, copy=False))
         q = xp.astype(v, S.dtype, copy=False) - a @ Y
         started = start(xp.stack([q, Y[last, :]]))  # both in one pass over the preconditioner
-        r = started[0, :] * (diagonal[last] / (Y[last, :] @ started[1, :]))
-        r = r + ((diagonal * a - Y @ r) @ inverse) @ S
+        r = started[0, :] / (Y[last, :] @ started[1, :])
+        r = r + ((a - Y @ r) @ inverse) @ S
         return xp.astype(r, v.dtype, copy=False)
 
-    def _known(self) -> tuple[Array, Array, Array, Array]:
-        """Return views of S, Y, R^-1 and the diagonal of D, as far as there are pairs."""
-        S, Y, inverse, diagonal = self._arrays  # type: ignore[misc]
+    def _known(self) -> tuple[Array, Array, Array]:
+        """Return views of S, Y and R^-1, as far as there are pairs."""
+        S, Y, inverse = self._arrays  # type: ignore[misc]
         n = len(self)
-        return S[:n, :], Y[:n, :], inverse[:n, :n], diagonal[:n]
+        return S[:n, :], Y[:n, :], inverse[:n, :n]
 
 
 class _LBFGS:
