@@ -543,7 +543,7 @@ def test_line_search_satisfies_the_strong_wolfe_conditions(line, step):
     f = counted(lambda x: (np.asarray(function(float(x[0]))[0]), np.array([function(float(x[0]))[1]])))
     xp, direction = array_api_compat.numpy, np.ones(1)
     start = line_search.evaluated(xp, f, np.zeros(1), direction, 0.0)
-    point, trials = line_search.wolfe_point(xp, f, start, direction, start.slope, step, 0.0)
+    point, trials = line_search.wolfe_point(xp, f, start, direction, start.slope, step, lambda: 0.0)
     assert trials == len(f.points) - 1 <= 20
     assert point.step > 0
     value, slope = function(point.step)

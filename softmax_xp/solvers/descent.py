@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Protocol
 
 from softmax_xp._arrays import Array, namespace
@@ -127,7 +128,7 @@ def descend(
                 new, trials = None, 0
                 if slope < 0.0:
                     step = min(1.0, 1.0 / math.sqrt(-slope)) if first is None else first
-                    error = 0.0 if current.noise is None else current.noise(point.x)
+                    error = cache(partial(current.noise or _no_noise, point.x))
                     new, trials = wolfe_point(xp, current.value_and_grad, point, direction, slope, step, error)
                 n_evaluations += trials
                 if new is not None or not method.restarted():
@@ -156,3 +157,8 @@ def descend(
         converged=converged,
         message=message,
     )
+
+
+def _no_noise(params: Array) -> float:
+    """Return the rounding error of a function that is taken to have none."""
+    return 0.0

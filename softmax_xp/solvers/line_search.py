@@ -58,22 +58,23 @@ def wolfe_point(
     direction: Array,
     slope: float,
     step: float,
-    noise: float,
+    noise: Callable[[], float],
 ) -> tuple[Point | None, int]:
     """Return a point that satisfies the strong Wolfe conditions, and the number of evaluations it took.
 
-    `noise` is the rounding error of a value: values that differ by less are not compared, slopes are. The best point
-    of sufficient decrease stands in when MAX_TRIALS run out; None when there is no such point.
-    `low` is the best point so far, `high` the other end of a bracket around a minimum once there is one.
+    `noise` tells the rounding error of a value, and is asked where it matters alone: values that differ by less are not
+    compared, slopes are. The best point of sufficient decrease stands in when MAX_TRIALS run out; None when there is no
+    such point. `low` is the best point so far, `high` the other end of a bracket around a minimum once there is one.
     """
     low = Point(0.0, start.x, start.value, start.grad, slope, start.gradient_norm)
     high: Point | None = None
     for trial in range(1, MAX_TRIALS + 1):
         point = evaluated(xp, value_and_grad, start.x, direction, step)
         decrease = point.value <= start.value + SUFFICIENT_DECREASE * step * slope or (
-            abs(point.value - start.value) <= noise and point.slope <= (2 * SUFFICIENT_DECREASE - 1) * slope
+            abs(point.value - start.value) <= noise() and point.slope <= (2 * SUFFICIENT_DECREASE - 1) * slope
         )
-        if not (math.isfinite(point.value) and decrease and point.value <= low.value + noise):
+        lower = decrease and (point.value <= low.value or point.value <= low.value + noise())
+        if not (math.isfinite(point.value) and lower):
             high = point
         elif abs(point.slope) <= -CURVATURE * slope:
             return point, trial
