@@ -1,7 +1,8 @@
 """The row pass for CuPy, by the kernels in `cross_entropy.cu`, of which `launches` chooses the variant.
 
 The same functions as `reference`, with the same arguments and results. Logits are formed for a block of rows at a
-time, row-major, and turned into their gradient in place, by one launch between the two matrix products.
+time, row-major, and turned into their gradient by one launch between the two matrix products: in place, or rounded to
+bfloat16 in memory of its own, where products take that.
 """
 
 from __future__ import annotations
