@@ -106,7 +106,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         float32 data on a CUDA device, round the factors to ten or seven bits behind the point, as tensor cores take
         them, and sum in float32. The fit ends in float32 nevertheless: only the way to the optimum is another one.
         "bfloat16" keeps a rounded copy of X, half as large, where that leaves half of the free memory; else it rounds
-        X anew for each evaluation, which takes longer than float32 where classes are few.
+        X anew for each evaluation, which moves 10 bytes an entry of X where float32 moves 8.
 
     Attributes
     ----------

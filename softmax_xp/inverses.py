@@ -9,8 +9,8 @@ from softmax_xp._arrays import Array, is_numpy, namespace, to_numpy
 from softmax_xp.backend import backend_of
 from softmax_xp.kernels.workspace import Workspace
 
-# Columns up to which another device leaves an inverse to the host: of fewer, the products take less time than their
-# launches. Not measured on a GPU.
+# Columns up to which another device leaves an inverse to the host, as its products would be small ones. A guess, not
+# measured on a GPU.
 ON_HOST = 128
 
 

@@ -15,7 +15,7 @@ where p_i are the probabilities of row i. Three estimates of it can be inverted,
 
 All are made from a sample of the rows, but for their diagonal: a feature that few rows have may be zero in all of a
 sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not matter:
-on a GPU there, but for eigenvectors, which the host makes.
+on a GPU there, but for eigenvectors and for the inner products of few rows, which the host makes.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
-# small, takes less time than launching its kernels: some 85, as counted, and five times a number is waited for. From
-# data sheets (50e12 multiplications a second, 3e11 on a host; 0.6 ms), not measured.
+# small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
+# waited for. From data sheets (50e12 multiplications a second), and by a guess (3e11 on a host; 0.6 ms), not measured.
 SMALL = 30.0  # times as long
 HOST = 160.0
 LAUNCHES = 3e10  # multiplications that could be done in that time
