@@ -517,12 +517,14 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
             "observe": observe,
             "hessian_product": objective.hessian_product,
+            "largest_change": objective.largest_change,
         }
         budget = self._max_memory(objective.X)
         known = self.__dict__.pop("_class_blocks", None)
         curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
+        common["exact_inverse"] = curvature.exact_inverse
         if self.solver == "auto":
             common |= {"precondition": curvature.first(start), "due": curvature.due}
             common["correlations"] = curvature.knows_correlations
