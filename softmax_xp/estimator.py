@@ -524,7 +524,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
-        common["exact_inverse"] = curvature.exact_inverse
+        common |= {"exact_inverse": curvature.exact_inverse, "renewed": curvature.renewed}
         if self.solver == "auto":
             common |= {"precondition": curvature.first(start), "due": curvature.due}
             common["correlations"] = curvature.knows_correlations

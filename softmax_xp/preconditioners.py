@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -84,13 +85,14 @@ LAUNCHES = 3e10  # multiplications that could be done in that time
 CHEAP = 200.0
 WARM = 50.0  # the same for a start that is near the optimum
 NEWTON = 50.0  # and for one step of Newton's method, which takes up to a hundred products
-CHECK = 10.0  # and for the last Newton step of a solve, which takes a dozen products or more without it
+CHECKED_BY_WHOLE = 10.0  # and for the last Newton step of a solve, which takes a dozen products or more without it
 FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its diagonal does as well; a sample has 0.125
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
 RECENT = 4  # iterations whose progress counts
 MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
+AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
 SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
 
 
@@ -150,6 +152,8 @@ class Curvature:
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
+        # The diagonal that the estimate in use has, (K, D + 1) or (D + 1,): asked for where a gap is checked.
+        self._diagonal_in_use: Callable[[], np.ndarray] = lambda: self._bounding_factor * self._squares()
         self._level = 0  # of the estimate in use: 1 for kronecker, 2 for class blocks, 3 for the whole Hessian
 
     def first(self, params: Array) -> Preconditioner | None:
@@ -164,7 +168,7 @@ class Curvature:
                 return self.whole(params)
             known = self.blocks if self.blocks is not None and self._known(self.blocks) else None
             if known is not None:
-                self._level = 2
+                self._level, self._diagonal_in_use = 2, partial(self._diagonal, params)
                 return self._product(known.basis, self._multiplied(known.inverses))
             if self.cost(self.objective.coef_shape[0]) <= WARM:
                 self._level = 2
@@ -216,7 +220,10 @@ class Curvature:
             return self.whole(params)
         if self.cost(self.objective.coef_shape[0]) <= NEWTON:
             return self.class_blocks(params)
-        return self.kronecker(params) if self.cost(1, EIGEN) <= NEWTON else self.bound()
+        if self.cost(1, EIGEN) <= NEWTON:
+            return self.kronecker(params)
+        bound = self.bound()
+        return self.renewed(params, bound) or bound
 
     def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
@@ -245,7 +252,53 @@ class Curvature:
 
     def exact_inverse(self, params: Array) -> Preconditioner | None:
         """Return the inverse Hessian at `params` where it costs less than the last Newton step without it, else None."""
-        return self.whole(params) if self.cost_of_whole() <= CHECK else None
+        return self.whole(params) if self.cost_of_whole() <= CHECKED_BY_WHOLE else None
+
+    def renewed(self, params: Array, preconditioner: Preconditioner | None) -> Preconditioner | None:
+        """Return a preconditioner, with the Hessian's own diagonal where the curvature of a parameter has aged.
+
+        A feature whose sum of squares a few rows hold loses its curvature when these rows become certain. An older
+        preconditioner then makes its gradient seem negligible, and conjugate gradients would overlook it.
+
+        Parameters
+        ----------
+        params : array of shape (n_params,)
+        preconditioner : callable or None
+            What a method of this class has returned last; None for the identity.
+        """
+        n_parts = len(self._parts_of_squares(self.objective.X))
+        if 16 * n_parts * self.objective.coef_shape[0] * self.n_columns > self.max_bytes:
+            return preconditioner
+        diagonal = self._diagonal(params)
+        if preconditioner is None:
+            aged = np.ones_like(diagonal, dtype=bool)
+        else:
+            change = diagonal / np.maximum(self._diagonal_in_use(), NOTHING * diagonal)
+            of_class = change[:, -1:] if self.objective.fit_intercept else np.median(change, axis=1, keepdims=True)
+            aged = np.maximum(change, of_class) > AGED * np.minimum(change, of_class)
+            if not aged.any():
+                return preconditioner
+        inverse, kept = self._wide(np.where(aged, 1.0 / diagonal, 0.0)), self._wide(np.where(aged, 0.0, 1.0))
+        by_diagonal = self._product(None, lambda rows: rows * inverse)
+        if preconditioner is None or aged.all():
+            return by_diagonal
+        mask = self._product(None, lambda rows: rows * kept)
+        return lambda grads: by_diagonal(grads) + mask(preconditioner(mask(grads)))
+
+    def _diagonal(self, params: Array) -> np.ndarray:
+        """Return the diagonal of the Hessian, (K, D + 1), on the host."""
+        objective = self.objective
+        shape = objective.coef_shape[0], self.n_columns
+        sums, dtype = np.zeros(shape), objective.X.dtype
+        if self._unit() is not None:
+            dtype = accumulation_dtype(objective.backend.xp, objective.backend.device)
+        for rows, p in self._probabilities(objective.X, params):
+            weight = p * (1.0 - p)
+            if objective.sample_weight is not None:
+                weight = weight * objective.sample_weight[rows][:, None]
+            sums += self._squares_of(objective.X[rows, :], weight, dtype)
+        penalty, scale = self._scaled(self._squares())
+        return sums / objective.total_weight + np.maximum(penalty, self._ridge * SMALLEST * scale**2)
 
     def cost_of_whole(self) -> float:
         """Return what the whole Hessian costs, and solving with it, in evaluations of value and gradient.
@@ -398,6 +451,9 @@ class Curvature:
         total = float(weight @ trace)
         gram = self._with_rare(self._gram(A, weight * trace / total if total > 0.0 else weight), self._squares())
         sizes = np.maximum(sizes, max(SMALLEST * sizes.max(), NOTHING))
+        of_classes = sizes if basis is None else basis**2 @ sizes
+        of_columns = to_numpy(gram if gram.ndim == 1 else namespace(gram=gram).linalg.diagonal(gram))
+        self._diagonal_in_use = lambda: np.outer(of_classes, of_columns)
         return self._product(basis, self._divided(sizes, gram) if gram.ndim == 1 else self._factored(sizes, gram))
 
     def class_blocks(self, params: Array) -> Preconditioner:
@@ -409,6 +465,7 @@ class Curvature:
         if not self._holds_matrix():
             return self.kronecker(params)
         self.blocks = None  # its memory is free before the next ones are made
+        self._diagonal_in_use = partial(self._diagonal, params)
         objective = self.objective
         xp, n_coef = objective.backend.xp, objective.coef_shape[0]
         mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight
@@ -545,7 +602,7 @@ class Curvature:
         backend, xp = objective.backend, objective.backend.xp
         if weight is None:
             weight = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
-        parts = list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(backend.device)))
+        parts = self._parts_of_squares(X)
         sums = np.empty((len(parts), weight.shape[1], self.n_columns))
 
         def add(i: int) -> None:
@@ -556,6 +613,10 @@ class Curvature:
         objective.workspace.map(add, range(len(parts)))
         total: np.ndarray = sums.sum(axis=0)
         return total
+
+    def _parts_of_squares(self, X: Array) -> list[slice]:
+        """Return the blocks of rows over which squares are summed at a time."""
+        return list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(self.objective.backend.device)))
 
     def _few_rows(self) -> bool:
         """Return whether there are fewer rows than columns, and three copies of them fit."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace
@@ -130,6 +131,7 @@ class _LBFGS:
         hessian_product: HessianProduct | None,
         largest_change: Callable[[Array], float] | None,
         exact_inverse: Callable[[Array], Preconditioner | None] | None,
+        renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None,
         due: Due | None,
         correlations: bool = True,
     ) -> None:
@@ -138,6 +140,7 @@ class _LBFGS:
         self.hessian_product = hessian_product
         self.largest_change = largest_change
         self.exact_inverse = exact_inverse
+        self.renewed = renewed
         self.due = due
         self.pairs = Pairs(memory)
         self.understated = 1.0  # the ratio of the gap by a Newton step to that by the pairs
@@ -205,15 +208,16 @@ class _LBFGS:
         if precondition is not None:
             check = KNOWN._replace(min_products=1)
         else:
-            precondition = self._product
+            start = self.precondition if self.renewed is None else self.renewed(point.x, self.precondition)
+            precondition = partial(self._product, start=start)
             check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
         product = hessian_product(point.x)
         newton = newton_step(product, point.grad, precondition, max_products=max_products, **check._asdict())
         return Decrement(newton, precondition, self.largest_change)
 
-    def _product(self, rows: Array) -> Array:
-        """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
-        start = self.precondition or (lambda x: x)
+    def _product(self, rows: Array, start: Preconditioner | None = None) -> Array:
+        """Return the estimate of the inverse Hessian, from `start` or the preconditioner, times each of `rows` (m, n)."""
+        start = start or self.precondition or (lambda x: x)
         if not len(self.pairs):
             return start(rows)
         return namespace(rows=rows).stack([self.pairs.product(rows[i, :], start) for i in range(rows.shape[0])])
@@ -232,6 +236,7 @@ def minimize(
     hessian_product: HessianProduct | None = None,
     largest_change: Callable[[Array], float] | None = None,
     exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
+    renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None = None,
     due: Due | None = None,
     correlations: bool = True,
     observe: Callable[[Iterate], object] | None = None,
@@ -254,6 +259,8 @@ def minimize(
     exact_inverse : callable, optional
         Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
         conjugate gradients do.
+    renewed : callable, optional
+        Takes parameters and the `precondition` in use to one that conjugate gradients can trust there.
     due : callable, optional
         Called with the estimated gap, and that at which the solve will end, after each step; returns what makes
         another `precondition` at given parameters, with which the recursion starts afresh, or None to go on.
@@ -265,7 +272,7 @@ def minimize(
     -------
     Solution
     """
-    method = _LBFGS(memory, precondition, hessian_product, largest_change, exact_inverse, due, correlations)
+    method = _LBFGS(memory, precondition, hessian_product, largest_change, exact_inverse, renewed, due, correlations)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )
