@@ -4,17 +4,18 @@ The objective is scikit-learn's, divided by C times the sum of weights:
 
     f(coef, intercept) = sum_i s_i cross_entropy_i / S + ||coef||^2 / (2 C S),   S = sum_i s_i
 
-Two classes share one row of coefficients, and class 0 has the logit 0. Everything that decides about the result (logits,
-losses, gradient) is computed in numpy.longdouble, which has 64 bits of mantissa on x86-64; Hessians and their factors are float64.
+Two classes share one row of coefficients, and class 0 has the logit 0. Logits, losses and the gradient, which decide
+about the result, are numpy.longdouble (64 bits of mantissa on x86-64); Hessians and their factors are float64.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import qr, solve_triangular
+from scipy.linalg import helmert, qr, solve_triangular
 
 WIDE = np.longdouble
 REACH = 0.1  # largest change of a difference of two logits of a row, in the last Newton step
+ROUNDING = 1e-17  # of the objective, relative
 REFINEMENTS = 50  # conjugate gradient steps on a Newton system, at most
 
 
@@ -28,10 +29,11 @@ def logits_of(X, coef, intercept):
     return np.hstack([np.zeros_like(logits), logits]) if logits.shape[1] == 1 else logits
 
 
-def value_and_rounding(X, y, coef, intercept, C, sample_weight=None):
-    """The objective at given coefficients, and what a relative error of one in every logit would make of it at most, longdoubles.
+def value_and_size(X, y, coef, intercept, C, sample_weight=None):
+    """The objective at given coefficients, and its size for rounding, both longdouble.
 
-    `y` holds class indices. Entries of X and of the coefficients count as they are, whatever their dtype.
+    An error of eps, relative to each logit and loss, changes the objective by at most eps times the second. `y` holds
+    class indices. Entries of X and of the coefficients count as they are, whatever their dtype.
     """
     s = _weights(sample_weight, len(X))
     rows = s > 0
@@ -50,7 +52,8 @@ def minimum(X, y, C, fit_intercept=True, sample_weight=None, start=None):
     ----------
     X : array of shape (n, D), finite
     y : array of shape (n,)
-        Class indices, 0 to K - 1. Classes without any weight take the intercept -inf, if there is one: the value is the infimum.
+        Class indices, 0 to K - 1. A class without any weight takes the intercept -inf, if there is one: the value is
+        the infimum.
     C : float, finite
     fit_intercept : bool
     sample_weight : array of shape (n,), optional
@@ -63,16 +66,19 @@ def minimum(X, y, C, fit_intercept=True, sample_weight=None, start=None):
     s = _weights(sample_weight, len(X))
     rows = s > 0
     X, y, s = np.asarray(X)[rows], np.asarray(y)[rows], s[rows]
-    present = np.bincount(y, minlength=n_classes) > 0 if fit_intercept else np.full(n_classes, True)
-    E = _contrasts(n_classes, present)
-    problem = _Problem(X, y, E, C, fit_intercept, s)
+    present = np.unique(y) if fit_intercept else np.arange(n_classes)
+    if n_classes == 2 and len(present) == 1:
+        return WIDE(0), np.zeros((1, X.shape[1]), dtype=WIDE), np.array([np.inf if present[0] else -np.inf], dtype=WIDE)
+    # The matrix (K, q) that takes q free rows of coefficients to K rows; for many classes these sum to zero.
+    E = np.array([[0.0], [1.0]]) if n_classes == 2 else helmert(len(present)).T
+    problem = _Problem(X, np.searchsorted(present, y), E, C, fit_intercept, s)
     params = problem.solve(None if start is None else np.random.default_rng(start))
     coef, intercept = problem.coefficients(params)
-    if n_classes == 2 and not present.all():
-        return WIDE(0), 0 * coef, np.full(1, np.inf if present[1] else -np.inf, dtype=WIDE)
-    if n_classes > 2:
-        intercept = np.where(present, intercept, -np.inf)
-    best, _ = value_and_rounding(X, y, coef, intercept, C, s)
+    if len(present) < n_classes:
+        whole = np.zeros((n_classes, X.shape[1]), dtype=WIDE), np.full(n_classes, -np.inf, dtype=WIDE)
+        whole[0][present], whole[1][present] = coef, intercept
+        coef, intercept = whole
+    best, _ = value_and_size(X, y, coef, intercept, C, s)
     if not abs(best - problem.value(params)) <= 1e-9 * best:
         raise NotSolvedError(f"{best} at the coefficients, {problem.value(params)} before they are scaled back")
     return best, coef, intercept
@@ -80,17 +86,6 @@ def minimum(X, y, C, fit_intercept=True, sample_weight=None, start=None):
 
 def _weights(sample_weight, n):
     return np.ones(n, dtype=WIDE) if sample_weight is None else np.asarray(sample_weight).astype(WIDE)
-
-
-def _contrasts(n_classes, present):
-    """The matrix (K, q) that takes q free rows of coefficients to K rows of logits, with columns of norm one."""
-    if n_classes == 2:
-        return np.array([[0.0], [1.0]])
-    E = np.zeros((n_classes, present.sum() - 1))
-    for column in range(E.shape[1]):  # Helmert's
-        own = np.flatnonzero(present)[: column + 2]
-        E[own[:-1], column], E[own[-1], column] = 1.0, -(column + 1.0)
-    return E / np.sqrt((E**2).sum(axis=0))
 
 
 def _losses(logits, y):
@@ -108,122 +103,125 @@ def _losses(logits, y):
 class _Problem:
     """The objective in coordinates in which features, and the penalty, are of about one size.
 
-    Features are centred if there is an intercept, which takes up the difference, and divided by their size.
+    Features are centred if there is an intercept, which takes up the difference, and divided by their size. The free
+    rows of coefficients A (r, q), the intercepts being the last of r, give the logits Z A E'.
     """
 
     def __init__(self, X, y, E, C, fit_intercept, s):
-        n, D = X.shape
         self.y, self.E, self.s, self.fit_intercept = y, E, s / s.sum(), fit_intercept
-        centre = np.median(X, axis=0).astype(WIDE) if fit_intercept else np.zeros(D, dtype=WIDE)
-        X = X.astype(WIDE) - centre
+        self.centre = np.median(X, axis=0).astype(WIDE) if fit_intercept else np.zeros(X.shape[1], dtype=WIDE)
+        X = X.astype(WIDE) - self.centre
         # The median, which outliers leave alone, as long as their squares stay within the range of float64.
-        scale = np.array(
-            [max(np.median(abs(x[x != 0])), abs(x).max() / 1e20) if x.any() else 1 for x in X.T], dtype=WIDE
-        )
-        scale = np.exp2(np.rint(np.log2(scale)))
-        X = X / scale
-        root = np.sqrt(1 / (WIDE(C) * s.sum())) / scale  # of the penalty of a unit of each scaled feature
-        size = np.sqrt(1 + root**2)  # where the penalty holds a feature, its curvature counts, not that of the losses
-        self.Z, self.scale, self.centre = X / size, scale * size, centre
-        self.penalty = np.diag(root / size)  # the norm of penalty @ A, squared and halved, is added
+        size = [max(np.median(abs(x[x != 0])), abs(x).max() / 1e20) if x.any() else 1 for x in X.T]
+        size = np.exp2(np.rint(np.log2(np.array(size, dtype=WIDE))))
+        root = np.sqrt(1 / (WIDE(C) * s.sum())) / size
+        self.size = size * np.sqrt(1 + root**2)  # where the penalty holds a feature, by its curvature
+        self.Z = X / self.size
+        self.root = np.sqrt(1 / (WIDE(C) * s.sum())) / self.size  # of the penalty, which is ||root A||^2 / 2
         if fit_intercept:
-            self.Z = np.hstack([self.Z, np.ones((n, 1), dtype=WIDE)])
-            self.penalty = np.hstack([self.penalty, np.zeros((D, 1), dtype=WIDE)])
-        self.Z64, self.penalty64 = self.Z.astype(float), self.penalty.astype(float)
-        self.gram = self.penalty64.T @ self.penalty64
+            self.Z = np.hstack([self.Z, np.ones((len(X), 1), dtype=WIDE)])
+            self.root = np.append(self.root, 0)
+        self.Z64 = self.Z.astype(float)
 
     def coefficients(self, A):
-        D = len(self.centre)
-        coef = A[:D] / self.scale[:, None]
-        intercept = (A[D] if self.fit_intercept else 0) - self.centre @ coef
+        """The coefficients (K, D) and intercepts (K,) of the features as they were given; one row for two classes."""
         E = self.E[1:] if len(self.E) == 2 else self.E
-        return (coef @ E.T).T, E @ intercept if self.fit_intercept else np.zeros(len(E), dtype=WIDE)
+        coef = A[: len(self.size)] / self.size[:, None] @ E.T
+        intercept = A[-1] @ E.T - self.centre @ coef if self.fit_intercept else np.zeros(len(E), dtype=WIDE)
+        return coef.T, intercept
 
     def value(self, A):
-        return self._value(self.Z @ A, self.penalty @ A)
+        return self._value(self.Z @ A, self.root[:, None] * A)
 
     def _value(self, free, penalised):
         return self.s @ _losses(free @ self.E.T, self.y)[0] + (penalised**2).sum() / 2
 
     def solve(self, rng):
+        """The minimiser, from zero or from a random start."""
         A = np.zeros((self.Z.shape[1], self.E.shape[1]), dtype=WIDE)
         if A.size == 0:
             return A
         if rng is not None:
             A += rng.normal(size=A.shape) / (1e-9 + abs(self.Z).max(axis=0))[:, None]
-        free, penalised = self.Z @ A, self.penalty @ A
-        f = self._value(free, penalised)
+        damping, least = 0.0, -100 - 2 * np.log(abs(self.Z).max())
         for _ in range(2000):
-            grad, probabilities = self._gradient(free, penalised)
-            step = self._newton_step(grad, probabilities)
-            along, penalised_along = self.Z @ step, self.penalty @ step
+            f, grad, p = self._value_and_grad(A)
+            step = self._newton_step(grad / f, p, f, damping)
             decrement = -(grad * step).sum()
-            reach = self._reach(free, along, min(np.log(f), 0) - 100)
-            t, lowest = self._line_search(free, penalised, along, penalised_along, f, decrement)
-            if decrement <= 2e-13 * f and reach <= REACH:  # half of it is the gap, or about that
+            reach = self._reach(A, step, least + min(np.log(f), 0))
+            t, lowest = self._line_search(A, step, f, decrement) if decrement > 0 else (0, f)
+            if not grad.any():
+                return A
+            if damping == 0 and 0 < decrement <= 2e-13 * f and reach <= REACH:  # half of it is the gap
                 return A + step if lowest < f else A
-            if t == 0:
-                if decrement <= 1e-9 * f and reach <= REACH:
-                    return A
-                raise NotSolvedError(f"no descent from {f}: decrement {decrement}, reach {reach}")
+            if t == 0 and damping == 0 and 0 < decrement <= 1e-9 * f and reach <= REACH:
+                return A
+            if damping > 1e6:
+                break
+            damping = (damping / 100 if damping > 1e-14 else 0.0) if t > 0 else max(1e-12, 10 * damping)
             A = A + t * step
-            free, penalised = self.Z @ A, self.penalty @ A
-            f = self._value(free, penalised)
-        raise NotSolvedError(f"too many steps: {f}, decrement {decrement}, reach {reach}")
+        raise NotSolvedError(f"{f} with a decrement of {decrement}, reach {reach}, step {t}, damping {damping}")
 
-    def _reach(self, free, along, least):
-        """The largest change, by a step, of a logit against the largest of its row; what is below `least` counts for nothing."""
-        rows, before, change = np.arange(len(self.y)), free @ self.E.T, along @ self.E.T
+    def _reach(self, A, step, least):
+        """The largest change of a logit, against the largest of its row; logits below `least` count for nothing."""
+        rows, before, change = np.arange(len(self.y)), self.Z @ A @ self.E.T, self.Z @ step @ self.E.T
         top = before.argmax(axis=1)
         before, change = before - before[rows, top][:, None], change - change[rows, top][:, None]
         return abs(np.maximum(before + change, least) - np.maximum(before, least)).max()
 
-    def _line_search(self, free, penalised, along, penalised_along, f, decrement):
-        """The length of the step, 0 where none descends, and the value there: halved until it descends enough, else doubled while it pays."""
+    def _line_search(self, A, step, f, decrement):
+        """The length of the step and the value there: halved until it descends enough, else doubled while it pays.
+
+        The length 0 says that no step descends.
+        """
+        free, along, penalised, penalised_along = (
+            self.Z @ A,
+            self.Z @ step,
+            self.root[:, None] * A,
+            self.root[:, None] * step,
+        )
 
         def at(t):
             return self._value(free + t * along, penalised + t * penalised_along)
 
-        t, lowest = WIDE(1), at(WIDE(1))
-        while not lowest <= f - decrement * t / 10:
+        t = WIDE(1)
+        while not (lowest := at(t)) <= f + ROUNDING * f - decrement * t / 10:
             t /= 2
-            lowest = at(t)
-            if t < 1e-12:
+            if t < 1e-5:
                 return WIDE(0), f
-        if t == 1:
-            while (further := at(2 * t)) < lowest:
-                t, lowest = 2 * t, further
+        while t >= 1 and (further := at(2 * t)) < lowest:
+            t, lowest = 2 * t, further
         return t, lowest
 
-    def _gradient(self, free, penalised):
-        rows = np.arange(len(self.y))
-        probabilities = _losses(free @ self.E.T, self.y)[1]
-        slope = probabilities.copy()
+    def _value_and_grad(self, A):
+        """The objective, its gradient, and the probabilities."""
+        rows, root = np.arange(len(self.y)), self.root[:, None]
+        losses, p = _losses(self.Z @ A @ self.E.T, self.y)
+        slope = p.copy()
         slope[rows, self.y] = 0
         slope[rows, self.y] = -slope.sum(axis=1)  # p - 1, without cancellation
-        return self.Z.T @ (self.s[:, None] * (slope @ self.E)) + self.penalty.T @ penalised, probabilities
+        value = self.s @ losses + ((root * A) ** 2).sum() / 2
+        return value, self.Z.T @ (self.s[:, None] * (slope @ self.E)) + root**2 * A, p
 
-    def _newton_step(self, grad, probabilities):
-        """The solution of H step = -grad, by conjugate gradients with a factor of H as the preconditioner."""
-        r, q = grad.shape
-        p = probabilities.astype(float)
-        from_top = (
-            self.E - self.E[p.argmax(axis=1)][:, None, :]
-        )  # (n, K, q), of classes: nothing cancels where p is near 1
-        mean = np.einsum("nk,nkq->nq", p, from_top)
-        root = np.sqrt(p * self.s.astype(float)[:, None])[:, :, None] * (from_top - mean[:, None, :])  # (n, K, q)
-        M = np.einsum("nka,nkb->nab", root, root)
+    def _newton_step(self, grad, p, f, damping):
+        """The solution of (H + damping) step = -grad, for the objective divided by f, so that float64 can hold it.
 
-        def product(direction):
-            rows = np.einsum("nab,nb->na", M, self.Z64 @ direction)
-            return self.Z64.T @ rows + self.gram @ direction
+        By conjugate gradients, with a triangular factor of the matrix as the preconditioner.
+        """
+        top = p.argmax(axis=1)
+        weight, p = np.sqrt(p * self.s[:, None] / f).astype(float), p.astype(float)
+        E = self.E - self.E[top][:, None, :]  # (n, K, q); so nothing cancels where p is near 1
+        rows = weight[:, :, None] * (E - np.einsum("nk,nkq->nq", p, E)[:, None, :])  # (n, K, q)
+        curvature = np.einsum("nka,nkb->nab", rows, rows)
+        root = np.sqrt(self.root**2 / f + damping).astype(float)
+        factor, scale = self._factor(rows, curvature, root)
 
-        factor, scale = self._factor(M, root, r, q)
+        def product(v):
+            return self.Z64.T @ np.einsum("nab,nb->na", curvature, self.Z64 @ v) + root[:, None] ** 2 * v
 
         def precondition(v):
-            v = (v / scale).T.ravel()
-            v = solve_triangular(factor, solve_triangular(factor, v, trans="T"))
-            return v.reshape(q, r).T / scale
+            v = solve_triangular(factor, (v / scale).T.ravel(), trans="T")
+            return solve_triangular(factor, v).reshape(v.size // len(root), -1).T / scale
 
         residual = -grad.astype(float)
         step = np.zeros_like(residual)
@@ -231,11 +229,10 @@ class _Problem:
         rho = first = (residual * z).sum()
         for _ in range(REFINEMENTS):
             image = product(direction)
-            curvature = (direction * image).sum()
-            if not curvature > 0:
+            along = (direction * image).sum()
+            if not (0 < along < np.inf and 0 < rho < np.inf):
                 break
-            step = step + rho / curvature * direction
-            residual = residual - rho / curvature * image
+            step, residual = step + rho / along * direction, residual - rho / along * image
             z = precondition(residual)
             rho, last = (residual * z).sum(), rho
             if not rho > 1e-20 * first:
@@ -243,24 +240,27 @@ class _Problem:
             direction = z + rho / last * direction
         return step
 
-    def _factor(self, M, root, r, q):
-        """The upper triangular R with R'R = H in a diagonal scaling, and the scale (r, q): Cholesky, or QR where H is ill-conditioned."""
+    def _factor(self, rows, curvature, root):
+        """The upper triangular R with R'R = H in a diagonal scaling, and the scale (r, q).
+
+        By Cholesky's method, or by QR of the factors of H, rows and root, where H is ill-conditioned.
+        """
+        r, q = len(root), curvature.shape[1]
         H = np.empty((q, r, q, r))
         for a in range(q):
             for b in range(a, q):
-                H[a, :, b, :] = self.Z64.T @ (M[:, a, b, None] * self.Z64) + (a == b) * self.gram
+                H[a, :, b, :] = self.Z64.T @ (curvature[:, a, b, None] * self.Z64) + (a == b) * np.diag(root**2)
                 H[b, :, a, :] = H[a, :, b, :].T
         H = H.reshape(q * r, q * r)
-        scale = np.sqrt(np.maximum(H.diagonal(), np.finfo(float).tiny))
-        H = H / scale / scale[:, None]
+        scale = np.sqrt(np.maximum(H.diagonal(), 1e-200))
         try:
-            R = np.linalg.cholesky(H).T
+            R = np.linalg.cholesky(H / scale / scale[:, None]).T
             if R.diagonal().min() > 1e-4:
                 return R, scale.reshape(q, r).T
         except np.linalg.LinAlgError:
             pass
-        J = np.einsum("nka,nr->nkar", root, self.Z64).reshape(-1, q * r)
-        J = np.vstack([J, np.kron(np.eye(q), self.penalty64)]) / scale
+        J = np.einsum("nka,nr->nkar", rows, self.Z64).reshape(-1, q * r)
+        J = np.vstack([J, np.diag(np.tile(root, q))]) / scale
         J = J[np.argsort(-abs(J).max(axis=1))]  # Householder's QR is stable by rows if the largest come first
         J = np.vstack([J, 1e-15 * np.eye(q * r)])
         return qr(J, mode="r", check_finite=False, overwrite_a=True)[0][: q * r], scale.reshape(q, r).T

@@ -1,6 +1,6 @@
 """A trial of convergence: random problems of many families, each fit judged by an independent Newton method.
 
-The whole of it, `pytest tests/test_trial.py --trial=whole`, takes about two minutes on two cores; otherwise a part runs.
+The whole of it, `pytest tests/test_trial.py --trial=whole`, takes two minutes on two cores; otherwise a part runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def assert_trusted(found, capsys, whole):
     if whole:
         with capsys.disabled():
             print("", trial.table(found), sep="\n")
-    wrong = [v for v in found if v.status == "fault" or v.false_claim or v.understated or v.objective_wrong]
+    wrong = [verdict for verdict in found if verdict.wrong]
     assert not wrong, "\n".join(["", *map(str, trial.worst(wrong, 20)), f"{len(wrong)} of {len(found)} fits"])
 
 
@@ -33,8 +33,8 @@ def test_fits_to_random_problems_say_of_themselves_what_is_so(whole, capsys):
     found = trial.run(500 if whole else 60)
     assert_trusted(found, capsys, whole)
     for solver in trial.SOLVERS:
-        own = [v for v in found if v.solver == solver]
-        assert sum(v.status == "converged" for v in own) >= LEAST_CONVERGED * len(own), solver
+        own = [verdict for verdict in found if verdict.solver == solver]
+        assert sum("converged" in verdict.findings for verdict in own) >= LEAST_CONVERGED * len(own), solver
 
 
 def test_fits_to_outliers_and_heavy_tails_say_of_themselves_what_is_so(whole, capsys):
@@ -52,7 +52,7 @@ def test_the_judge_finds_the_same_minimum_from_another_start_and_no_other_method
         size = abs(coef).max() * 1e-3
         for _ in range(20):
             near = coef + size * rng.normal(size=coef.shape), intercept
-            value, _ = newton.value_and_rounding(problem.X, problem.y, *near, problem.C, problem.sample_weight)
+            value, _ = newton.value_and_size(problem.X, problem.y, *near, problem.C, problem.sample_weight)
             assert value > best
 
 
