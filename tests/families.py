@@ -105,7 +105,7 @@ def collinearity(rng, problem):
     elif kind == "nearly":
         X = np.hstack([X, X[:, :1] + 10.0 ** rng.uniform(-8, -2) * rng.normal(size=(len(X), 1))])
     elif kind == "powers":
-        X = np.hstack([X[:, :2] ** power for power in range(1, 8)])
+        X = np.hstack([X[:, :2].clip(-9, 9) ** power for power in range(1, 8)])
     elif kind == "monomials":  # of unit vectors: those of lower degree depend on those of higher
         X = np.hstack([X, np.ones((len(X), 1))])[:, :3]
         X = X / np.sqrt((X**2).sum(axis=1, keepdims=True))

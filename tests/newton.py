@@ -15,7 +15,6 @@ from scipy.linalg import helmert, qr, solve_triangular
 
 WIDE = np.longdouble
 REACH = 0.1  # largest change of a difference of two logits of a row, in the last Newton step
-ROUNDING = 1e-17  # of the objective, relative
 REFINEMENTS = 50  # conjugate gradient steps on a Newton system, at most
 
 
@@ -131,10 +130,8 @@ class _Problem:
         return coef.T, intercept
 
     def value(self, A):
-        return self._value(self.Z @ A, self.root[:, None] * A)
-
-    def _value(self, free, penalised):
-        return self.s @ _losses(free @ self.E.T, self.y)[0] + (penalised**2).sum() / 2
+        """The objective."""
+        return self.s @ _losses(self.Z @ A @ self.E.T, self.y)[0] + ((self.root[:, None] * A) ** 2).sum() / 2
 
     def solve(self, rng):
         """The minimiser, from zero or from a random start."""
@@ -144,18 +141,16 @@ class _Problem:
         if rng is not None:
             A += rng.normal(size=A.shape) / (1e-9 + abs(self.Z).max(axis=0))[:, None]
         damping, least = 0.0, -100 - 2 * np.log(abs(self.Z).max())
-        for _ in range(2000):
+        for _ in range(1000):
             f, grad, p = self._value_and_grad(A)
-            step = self._newton_step(grad / f, p, f, damping)
-            decrement = -(grad * step).sum()
-            reach = self._reach(A, step, least + min(np.log(f), 0))
-            t, lowest = self._line_search(A, step, f, decrement) if decrement > 0 else (0, f)
             if not grad.any():
                 return A
-            if damping == 0 and 0 < decrement <= 2e-13 * f and reach <= REACH:  # half of it is the gap
-                return A + step if lowest < f else A
-            if t == 0 and damping == 0 and 0 < decrement <= 1e-9 * f and reach <= REACH:
-                return A
+            step = self._newton_step(grad / f, p, f, damping)
+            decrement = -(grad * step).sum()
+            t = self._line_search(A, step) if decrement > 0 else 0
+            reach = self._reach(A, step, least + min(np.log(f), 0))
+            if damping == 0 and 0 < decrement <= (2e-13 if t > 0 else 1e-9) * f and reach <= REACH:
+                return A + t * step
             if damping > 1e6:
                 break
             damping = (damping / 100 if damping > 1e-14 else 0.0) if t > 0 else max(1e-12, 10 * damping)
@@ -169,39 +164,44 @@ class _Problem:
         before, change = before - before[rows, top][:, None], change - change[rows, top][:, None]
         return abs(np.maximum(before + change, least) - np.maximum(before, least)).max()
 
-    def _line_search(self, A, step, f, decrement):
-        """The length of the step and the value there: halved until it descends enough, else doubled while it pays.
+    def _line_search(self, A, step):
+        """The length of the step at which the slope is at most a tenth of what it was, or 0 where there is none.
 
-        The length 0 says that no step descends.
+        Found to the last digit if need be: where a row has large features, its loss has a kink, at which its
+        curvature is seen, and nowhere else.
         """
-        free, along, penalised, penalised_along = (
-            self.Z @ A,
-            self.Z @ step,
-            self.root[:, None] * A,
-            self.root[:, None] * step,
-        )
+        free, along = self.Z @ A, self.Z @ step
+        penalised, penalised_along = self.root[:, None] * A, self.root[:, None] * step
 
-        def at(t):
-            return self._value(free + t * along, penalised + t * penalised_along)
+        def slope(t):
+            slopes = self._slopes(_losses((free + t * along) @ self.E.T, self.y)[1]) @ self.E
+            return (slopes * along).sum() + ((penalised + t * penalised_along) * penalised_along).sum()
 
+        first, low, high = slope(0), WIDE(0), WIDE(np.inf)
         t = WIDE(1)
-        while not (lowest := at(t)) <= f + ROUNDING * f - decrement * t / 10:
-            t /= 2
-            if t < 1e-5:
-                return WIDE(0), f
-        while t >= 1 and (further := at(2 * t)) < lowest:
-            t, lowest = 2 * t, further
-        return t, lowest
+        for _ in range(150):
+            now = slope(t)
+            if now > 0:
+                high = t
+            else:
+                low = t
+            if abs(now) <= -first / 10:
+                return t
+            t = 2 * t if high == np.inf else (low + high) / 2
+        return low
 
     def _value_and_grad(self, A):
         """The objective, its gradient, and the probabilities."""
-        rows, root = np.arange(len(self.y)), self.root[:, None]
         losses, p = _losses(self.Z @ A @ self.E.T, self.y)
-        slope = p.copy()
-        slope[rows, self.y] = 0
-        slope[rows, self.y] = -slope.sum(axis=1)  # p - 1, without cancellation
-        value = self.s @ losses + ((root * A) ** 2).sum() / 2
-        return value, self.Z.T @ (self.s[:, None] * (slope @ self.E)) + root**2 * A, p
+        value = self.s @ losses + ((self.root[:, None] * A) ** 2).sum() / 2
+        return value, self.Z.T @ (self._slopes(p) @ self.E) + self.root[:, None] ** 2 * A, p
+
+    def _slopes(self, p):
+        """The gradient of the sum of losses in the logits (n, K), without cancellation where a row's p is near 1."""
+        rows, slopes = np.arange(len(self.y)), p.copy()
+        slopes[rows, self.y] = 0
+        slopes[rows, self.y] = -slopes.sum(axis=1)
+        return self.s[:, None] * slopes
 
     def _newton_step(self, grad, p, f, damping):
         """The solution of (H + damping) step = -grad, for the objective divided by f, so that float64 can hold it.
