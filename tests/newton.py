@@ -44,6 +44,24 @@ def value_and_size(X, y, coef, intercept, C, sample_weight=None):
     return shares @ losses + penalty, shares @ (losses + abs(slope * np.where(slope == 0, 0, logits)).sum(axis=1))
 
 
+def duality_gap(X, y, coef, intercept, C, sample_weight=None, fit_intercept=True):
+    """A bound on how far the objective is above its minimum: what it exceeds the dual objective by, at the same logits.
+
+    That is ||gradient in coef||^2 C S / 2, where the gradient in the intercepts is zero, as the dual problem asks.
+    """
+    s = _weights(sample_weight, len(X))
+    y, shares = np.asarray(y)[s > 0], s[s > 0] / s.sum()
+    slopes = _losses(logits_of(X, coef, intercept)[s > 0], y)[1]
+    slopes[np.arange(len(y)), y] -= 1
+    slopes = shares[:, None] * slopes[:, len(slopes[0]) - len(coef) :]
+    X = np.asarray(X)[s > 0].astype(WIDE)
+    if fit_intercept:  # another origin changes nothing but rounding
+        assert abs(slopes.sum(axis=0)).max() < 1e-10
+        X = X - np.median(X, axis=0)
+    strength = 1 / (WIDE(C) * s.sum())
+    return ((slopes.T @ X + strength * coef) ** 2).sum() / (2 * strength)
+
+
 def minimum(X, y, C, fit_intercept=True, sample_weight=None, start=None):
     """The minimum of the objective and where it is: value, coef (K, D), intercept (K,), as longdouble.
 
