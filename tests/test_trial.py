@@ -12,7 +12,8 @@ import pytest
 import trial
 from scipy.optimize import minimize
 
-LEAST_CONVERGED = 0.9  # share of the fits that must converge, so that the trial is not passed by excuses
+# Share of the fits to random problems that must converge, so that the trial is not passed by excuses.
+LEAST_CONVERGED = {"auto": 0.95, "newton-cg": 0.95, "lbfgs": 0.85}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +35,7 @@ def test_fits_to_random_problems_say_of_themselves_what_is_so(whole, capsys):
     assert_trusted(found, capsys, whole)
     for solver in trial.SOLVERS:
         own = [verdict for verdict in found if verdict.solver == solver]
-        assert sum("converged" in verdict.findings for verdict in own) >= LEAST_CONVERGED * len(own), solver
+        assert sum("converged" in verdict.findings for verdict in own) >= LEAST_CONVERGED[solver] * len(own), solver
 
 
 def test_fits_to_outliers_and_heavy_tails_say_of_themselves_what_is_so(whole, capsys):
