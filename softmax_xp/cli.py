@@ -414,13 +414,12 @@ def _progress(quiet: bool) -> Iterator[Observer]:
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
-    """Make a model of (X - mean) / scale one of X."""
+    """Make a model of (X - mean) / scale one of X: in float64, as float32 need not hold the scales and means."""
     import numpy as np
 
-    dtype = model.coef_.dtype
-    coef = model.coef_.astype(np.float64) / scale  # (K, D)
-    model.intercept_ = (model.intercept_ - coef @ mean).astype(dtype)
-    model.coef_ = coef.astype(dtype)
+    model.coef_ = model.coef_.astype(np.float64) / scale  # (K, D)
+    model.intercept_ = model.intercept_.astype(np.float64) - model.coef_ @ mean
+    model.dtype = "float64"
 
 
 def _name_features(model: SoftmaxClassifier, names: list[str] | None) -> None:

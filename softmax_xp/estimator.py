@@ -23,6 +23,7 @@ from softmax_xp._arrays import (
     all_finite,
     block_bytes,
     bytes_of,
+    check_finite,
     check_integer,
     check_length,
     check_option,
@@ -36,6 +37,7 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
+from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
@@ -206,20 +208,29 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         self._check_parameters()
         backend = select_backend(self.device, like=X)
-        X = checked_features(self, X, self._dtype_name(), y, reset=True)
+        X = checked_features(self, X, None, y, reset=True)
         classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
         weight = row_weights(sample_weight, self.class_weight, classes, labels)
         strength = 0.0 if math.inf == self.C else 1.0 / (float(self.C) * float(weight.sum()))
         if not math.isfinite(strength):
             raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
+        home = select_backend("cpu") if is_numpy(X) else backend_of(X)
+        with home.context():
+            if not weight.all():  # rows of weight 0 do not count, whatever they hold
+                rows = np.flatnonzero(weight)
+                X = home.xp.take(X, home.asarray(rows), axis=0)
+                labels, weight = labels[rows], weight[rows]
+            where = coordinates(X, strength, self.fit_intercept)
+            dtype = self._dtype_name() or dtype_name(X.dtype)
+            # Of features far from zero, float32 holds neither the intercept nor, without one, the logits.
+            stored = dtype_name(accumulation_dtype(home.xp, home.device)) if where.far else dtype
+            dtype = dtype if self.fit_intercept else stored
+            X = where.applied(X, dtype)
+            check_finite(home.xp, X, "X")
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
-            if not weight.all():  # rows of weight 0 do not count, whatever they hold
-                rows = np.flatnonzero(weight)
-                X_device = backend.xp.take(X_device, backend.asarray(rows), axis=0)
-                labels, weight = labels[rows], weight[rows]
             objective = LinearObjective(
                 backend,
                 X_device,
@@ -230,19 +241,17 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 self.fit_intercept,
                 self.workers,
             )
-            start = self._start(objective, classes)
+            start = self._start(objective, classes, where)
             threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
             # Values that overflow are what the line search comes back from, not news.
             with threads, np.errstate(over="ignore", invalid="ignore"):
                 solution = self._solve(objective, start, _printed(self.verbose, observe))
-            coef, intercept = objective.split(solution.params)
-            if intercept is None:
-                intercept = backend.xp.zeros(coef.shape[0], dtype=coef.dtype, device=backend.device)
-            elif coef.shape[0] > 1:
-                intercept = intercept - backend.xp.mean(intercept)  # a shift of all classes changes nothing
-            home = select_backend("cpu") if is_numpy(X) else backend_of(X)
-            self.coef_ = home.asarray(coef, dtype_name(X_device.dtype))
-            self.intercept_ = home.asarray(intercept, dtype_name(X_device.dtype))
+            coef, intercept = (None if x is None else to_numpy(x) for x in objective.split(solution.params))
+            coef, intercept = where.features(coef, np.zeros(len(coef)) if intercept is None else intercept)
+            if len(coef) > 1 and self.fit_intercept:
+                intercept = intercept - intercept.mean()  # a shift of all classes changes nothing
+            self.coef_ = home.asarray(coef, stored)
+            self.intercept_ = home.asarray(intercept, stored)
         self.classes_ = classes
         self.n_iter_ = np.array([solution.n_iter], dtype=np.int32)
         self.device_ = backend.name
@@ -254,7 +263,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not solution.converged:
             warnings.warn(
                 f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
-                f"{_distance(solution)}.{self._remedy(solution, dtype_name(X_device.dtype))}",
+                f"{_distance(solution)}.{self._remedy(solution, dtype)}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -467,7 +476,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return `dtype` by its name, which is also taken as the dtype itself of any library."""
         return self.dtype if self.dtype is None or isinstance(self.dtype, str) else dtype_name(self.dtype)
 
-    def _start(self, objective: LinearObjective, classes: np.ndarray) -> Array:
+    def _start(self, objective: LinearObjective, classes: np.ndarray, where: Coordinates) -> Array:
         """Return the parameters to start from: zeros, or those of the last fit.
 
         They are kept in the widest dtype of the device, so that steps smaller than the rounding of float32 data
@@ -475,16 +484,15 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         backend = objective.backend
         xp, dtype = backend.xp, accumulation_dtype(backend.xp, backend.device)
+        shape = objective.coef_shape[0], self.n_features_in_
         last = getattr(self, "coef_", None) if self.warm_start else None
-        if last is None or last.shape != objective.coef_shape or not np.array_equal(self.classes_, classes):
+        if last is None or tuple(last.shape) != shape or not np.array_equal(self.classes_, classes):
             return xp.zeros(objective.n_params, dtype=dtype, device=backend.device)
-        coef = backend.asarray(last, dtype)
-        if coef.shape[0] > 1:
-            coef = coef - xp.mean(coef, axis=0)  # where the optimum is; a shift of all classes changes nothing else
-        parts = [xp.reshape(coef, (-1,))]
-        if self.fit_intercept:
-            parts.append(backend.asarray(self.intercept_, dtype))
-        return xp.concat(parts)
+        coef, intercept = (to_numpy(x).astype(np.float64) for x in (last, self.intercept_))
+        if len(coef) > 1:
+            coef = coef - coef.mean(axis=0)  # where the optimum is; a shift of all classes changes nothing else
+        coef, intercept = where.inverse(coef, intercept)
+        return backend.asarray(np.concatenate([coef.ravel(), intercept if self.fit_intercept else []]), dtype)
 
     def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
         rough = None if self.precision == "float32" else objective.in_precision(self.precision)
@@ -555,22 +563,33 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return int(self.max_memory)
         return max(256 << 20, int(math.prod(X.shape)) * bytes_of(namespace(X=X), X.dtype))
 
+    def _needs_float64(self, backend: Backend) -> bool:
+        """Return whether logits come out right in float64 alone: where an intercept cancels what far features make.
+
+        As for `coordinates.FAR`, float32 would leave errors of 1e-5 in the logits.
+        """
+        if dtype_name(self.coef_.dtype) != "float64":
+            return False
+        return float(np.abs(to_numpy(self.intercept_)).max()) > FAR
+
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""
         check_is_fitted(self)
-        X = checked_features(self, X, self._dtype_name(), reset=False)
+        X = checked_features(self, X, None, reset=False)
         backend = select_backend(self._host_device) if is_numpy(X) else backend_of(X)
         home = backend_of(X)
         out: Array = None
         with backend.context():
-            dtype = dtype_name(X.dtype)
+            returned = self._dtype_name() or dtype_name(X.dtype)
+            dtype = "float64" if self._needs_float64(backend) else returned
             coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
             for rows in row_blocks(X.shape[0], len(self.classes_) * 8, block_bytes(backend.device)):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
+                    logits = backend.asarray(X[rows, :], dtype) @ coef.T + intercept  # (m, K)
+                    logits = backend.asarray(logits, returned)
                 if not all_finite(backend.xp, logits):
                     raise ValueError(
-                        f"`X` must have logits that {dtype} can hold, got an overflow in rows {rows.start} to "
+                        f"`X` must have logits that {returned} can hold, got an overflow in rows {rows.start} to "
                         f"{rows.stop - 1}; scale such rows, or pass float64."
                     )
                 part = home.asarray(function(backend.xp, logits))

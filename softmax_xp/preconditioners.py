@@ -29,7 +29,7 @@ from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-from scipy.linalg import cho_solve, solve_triangular
+from scipy.linalg import get_blas_funcs, solve_triangular
 
 from softmax_xp._arrays import (
     Array,
@@ -93,6 +93,8 @@ LATER = 1.5
 RECENT = 4  # iterations whose progress counts
 MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
 AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
+MOST_TO_COME_OF_WHOLE = 600  # the same for the whole Hessian: it helps where the other estimates do not
+EARNED = 0.5  # share of its cost that an estimate has to wait for, in steps: then it costs at most three times too much
 SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
 
 
@@ -152,6 +154,7 @@ class Curvature:
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
+        self._steps = 0  # since the estimate in use was made
         # The diagonal that the estimate in use has, (K, D + 1) or (D + 1,): asked for where a gap is checked.
         self._diagonal_in_use: Callable[[], np.ndarray] = lambda: self._bounding_factor * self._squares()
         self._level = 0  # of the estimate in use: 1 for kronecker, 2 for class blocks, 3 for the whole Hessian
@@ -194,12 +197,12 @@ class Curvature:
         """
         self._gaps = [*self._gaps[-RECENT:], gap]
         self._since += 1
+        self._steps += 1
         if self._since < self._wait or len(self._gaps) <= RECENT or not gap > target:
             return None
-        self._since = 0
+        steps, self._since = self._steps, 0
         rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
         to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
-        saved = SHARE_SAVED * min(to_come, MOST_TO_COME)
         for level, make, cost in (
             (3, self.whole, self.cost_of_whole()),
             (2, self.class_blocks, self.cost(self.objective.coef_shape[0])),
@@ -207,10 +210,12 @@ class Curvature:
         ):
             if level < self._level:  # a coarser one would be a step back
                 break
-            if cost < saved:
+            if steps < EARNED * cost:
+                continue
+            if cost < SHARE_SAVED * min(to_come, MOST_TO_COME if level < 3 else MOST_TO_COME_OF_WHOLE):
                 self._wait *= LATER
                 self._gaps = []
-                self._level = level
+                self._level, self._steps = level, 0
                 return make
         return None
 
@@ -360,11 +365,18 @@ class Curvature:
         ridge = max(self._ridge, 8.0 * float(np.finfo(dtype).eps))
         factor = cholesky(matrix, ridge)
         per_unit = 1.0 / (unit * np.tile(scale, n_coef))
+        trsv = get_blas_funcs("trsv", (factor,))
 
         def solve(rows: Array) -> Array:
-            scaled = rows.reshape(len(rows), -1) * per_unit
-            solved = cho_solve((factor, True), scaled.T, check_finite=False).T
-            return (solved * per_unit).reshape(rows.shape)
+            out = np.empty_like(rows)
+            for row, solution in zip(
+                rows, out, strict=True
+            ):  # trsv reads the factor at the speed of memory, trsm does not
+                scaled = (row.ravel() * per_unit).astype(dtype, copy=False)
+                solution[...] = (trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1) * per_unit).reshape(
+                    row.shape
+                )
+            return out
 
         return self._product(None, solve)
 

@@ -125,7 +125,9 @@ def descend(
             stop = n_iter > 0 and observe is not None and observe(here)
             if stop or n_iter >= max_iter:
                 converged = gap <= goal
-                message = reached if converged else "ended by the observer" if stop else f"max_iter={max_iter} steps taken"
+                message = (
+                    reached if converged else "ended by the observer" if stop else f"max_iter={max_iter} steps taken"
+                )
                 break
             while True:
                 slope = float(dot(xp, direction, point.grad))

@@ -25,7 +25,9 @@ MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 CLOSER_PRODUCTS = 20  # at least, for the gap by which the solve ends: with 4 it was up to ten times the estimate
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
-UNSETTLED = 0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
+UNSETTLED = (
+    0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
+)
 TRUSTED_CHANGE = 0.3  # of a difference of logits, up to which the quadratic model is trusted
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
