@@ -94,7 +94,7 @@ RECENT = 4  # iterations whose progress counts
 MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
 AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
 MOST_TO_COME_OF_WHOLE = 600  # the same for the whole Hessian: it helps where the other estimates do not
-EARNED = 0.5  # share of its cost that an estimate has to wait for, in steps: then it costs at most three times too much
+EARNED = 0.2  # share of an estimate's cost that as many steps have to earn first. A guess
 SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
 
 
@@ -154,7 +154,7 @@ class Curvature:
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
-        self._steps = 0  # since the estimate in use was made
+        self._earned = 0.0  # steps, less the share EARNED of what the estimates so far have cost
         # The diagonal that the estimate in use has, (K, D + 1) or (D + 1,): asked for where a gap is checked.
         self._diagonal_in_use: Callable[[], np.ndarray] = lambda: self._bounding_factor * self._squares()
         self._level = 0  # of the estimate in use: 1 for kronecker, 2 for class blocks, 3 for the whole Hessian
@@ -197,10 +197,10 @@ class Curvature:
         """
         self._gaps = [*self._gaps[-RECENT:], gap]
         self._since += 1
-        self._steps += 1
+        self._earned += 1.0
         if self._since < self._wait or len(self._gaps) <= RECENT or not gap > target:
             return None
-        steps, self._since = self._steps, 0
+        self._since = 0
         rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
         to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
         for level, make, cost in (
@@ -210,12 +210,13 @@ class Curvature:
         ):
             if level < self._level:  # a coarser one would be a step back
                 break
-            if steps < EARNED * cost:
+            if self._earned < EARNED * cost:
                 continue
             if cost < SHARE_SAVED * min(to_come, MOST_TO_COME if level < 3 else MOST_TO_COME_OF_WHOLE):
                 self._wait *= LATER
                 self._gaps = []
-                self._level, self._steps = level, 0
+                self._level = level
+                self._earned -= EARNED * cost
                 return make
         return None
 
