@@ -64,7 +64,7 @@ def test_map_runs_as_many_items_at_once_as_there_are_workers():
 def test_one_worker_starts_no_thread():
     workspace, here = Workspace(1), threading.get_ident()
     workspace.map(lambda item: np.testing.assert_equal(threading.get_ident(), here), range(10))
-    assert workspace._pool is None
+    assert not workspace._threads
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
