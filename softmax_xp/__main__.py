@@ -7,7 +7,7 @@ from softmax_xp._signals import interruption
 
 def main() -> None:
     """Run the command, with signals handled while it is loaded and until the interpreter ends."""
-    interruption.handle()
+    interruption.handle_until_exit()
     try:
         from softmax_xp.cli import main as command
 

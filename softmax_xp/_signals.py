@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -15,8 +16,16 @@ Handler: TypeAlias = Any  # a function, or one of the signal module's constants
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
+class Interrupted(KeyboardInterrupt):
+    """The KeyboardInterrupt of a signal.
+
+    It is a class of its own because CPython, after a plain KeyboardInterrupt that was raised in certain imports, ends
+    itself by SIGINT although the exception was caught.
+    """
+
+
 class Interruption:
-    """SIGINT, SIGTERM and SIGHUP: the first is a KeyboardInterrupt, the second ends the process at once.
+    """SIGINT, SIGTERM and SIGHUP: the first raises Interrupted, the second ends the process at once.
 
     A handler is set for each of them, because process 1 of a container ignores what it has no handler for.
     """
@@ -60,8 +69,13 @@ class Interruption:
         """Let the first signal raise nothing from now on: what remains to be done is short, and must be done."""
         self._deferred, self.was_raised = True, False
 
+    def handle_until_exit(self) -> None:
+        """Handle the signals until the interpreter ends, and ignore them then: what is to be done is done."""
+        numbers = self.handle()
+        atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
+
     def end(self) -> None:
-        """Let the first signal, too, end the process at once: the interpreter is about to end."""
+        """Let the first signal, too, end the process at once."""
         self._ended = True
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
@@ -75,7 +89,7 @@ class Interruption:
         self.number = number
         if not self._deferred:
             self.was_raised = True
-            raise KeyboardInterrupt
+            raise Interrupted
 
 
 interruption = Interruption()

@@ -22,7 +22,7 @@ import typer
 
 from softmax_xp import __version__, inputs
 from softmax_xp._files import standard_stream, whole_file
-from softmax_xp._signals import interruption
+from softmax_xp._signals import Interrupted, interruption
 
 # NumPy, scikit-learn and rich are imported where they are used, so that --help answers at once.
 if TYPE_CHECKING:
@@ -403,7 +403,7 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
             curve.append(iterate)
             show(iterate)
             if interruption.number is not None:  # where the KeyboardInterrupt was lost, as in a finaliser
-                raise KeyboardInterrupt
+                raise Interrupted
 
         model.fit(X, y, observe=observe)
         interruption.defer()  # a model that is there is written
