@@ -1,7 +1,7 @@
 """Models in files: safetensors for the arrays, one JSON text for the rest. Nothing in a file is ever executed.
 
-The metadata also hold the SHA-256 of the file, in hexadecimal: of all of its bytes, with 64 zeros in place of the
-digest itself. So a file of which one bit has changed is refused.
+That text begins with the SHA-256 of the file, in hexadecimal: of all of its bytes, with 64 zeros in place of the digest
+itself. So a file of which one bit has changed is refused.
 """
 
 from __future__ import annotations
@@ -95,9 +95,15 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             raise TypeError(f"`{name}` must be float32 or float64, got {array.dtype}; convert it first.")
         if not np.isfinite(array).all():
             raise ValueError(f"`{name}` must be finite, got NaN or infinity; fit the model again.")
-    record = {"format": FORMAT_VERSION, "version": __version__, "kind": type(model).__name__, **record}
+    record = {
+        DIGEST_KEY: NO_DIGEST,
+        "format": FORMAT_VERSION,
+        "version": __version__,
+        "kind": type(model).__name__,
+        **record,
+    }
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    content = safetensors_bytes(contiguous, {KEY: json.dumps(record), DIGEST_KEY: NO_DIGEST})
+    content = safetensors_bytes(contiguous, {KEY: json.dumps(record)})
     with whole_file(path, "wb") as stream:
         stream.writelines(_with_digest(content))
 
@@ -138,7 +144,9 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
     open(file, "rb").close()  # a missing or unreadable file raises what it raises everywhere
     with _reading(file), safe_open(file, framework="numpy") as handle:  # checks the header against the file's length
         record, tensors = _record(file, handle), _Tensors(file, handle)
-        has_digest = _check_digest(record, (handle.metadata() or {}).get(DIGEST_KEY))
+        has_digest = record.count("format", 1) > 1
+        if has_digest:
+            _check_digest(file, record.text(DIGEST_KEY))
         if record.text("kind") == "SoftmaxClassifier":
             model: Model = _classifier(record, tensors, backend)
         else:
@@ -301,21 +309,18 @@ def _record(file: str, handle: Any) -> _Record:
     return record
 
 
-def _check_digest(record: _Record, digest: str | None) -> bool:
-    """Return whether the file has a digest; raise ModelFileError unless it is that of its bytes."""
-    if digest is None and record.count("format", 1) == 1:
-        return False
-    with open(record.file, "rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header, entry = struct.pack("<Q", length) + stream.read(length), _digest_entry(digest or "")
+def _check_digest(file: str, digest: str) -> None:
+    """Raise ModelFileError unless `digest` is that of the file."""
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+        header, entry = start + stream.read(*struct.unpack("<Q", start)), _digest_entry(digest)
         if header.count(entry) != 1:
-            raise _refusal(record.file, f"the metadata must have the key {DIGEST_KEY!r}", describe(digest))
+            raise _refusal(file, f"the record must begin with {DIGEST_KEY}", describe(digest))
         found = hashlib.sha256(header.replace(entry, _digest_entry(NO_DIGEST)))
         while chunk := stream.read(1 << 20):
             found.update(chunk)
     if found.hexdigest() != digest:
-        raise _refusal(record.file, f"its bytes must have the SHA-256 {digest}", found.hexdigest())
-    return True
+        raise _refusal(file, f"its bytes must have the SHA-256 {digest}", found.hexdigest())
 
 
 def _with_digest(content: bytes) -> tuple[bytes, memoryview]:
@@ -328,8 +333,8 @@ def _with_digest(content: bytes) -> tuple[bytes, memoryview]:
 
 
 def _digest_entry(digest: str) -> bytes:
-    """Return the bytes of the digest in a header, which no text in the record can equal: its quotes are escaped."""
-    return f'"{DIGEST_KEY}":"{digest}"'.encode()
+    """Return the bytes in a header from the key of the record to the digest; in a text, quotes would be escaped."""
+    return f'"{KEY}":"{{\\"{DIGEST_KEY}\\": \\"{digest}\\"'.encode()
 
 
 def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> SoftmaxClassifier:
