@@ -11,7 +11,6 @@ import sys
 import textwrap
 import threading
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from sklearn.linear_model import LogisticRegression
 import softmax_xp as sx
 from softmax_xp import _files, cli
 from softmax_xp._files import whole_file
-from softmax_xp._signals import SIGNALS, interruption
+from softmax_xp._signals import SIGNALS
 from softmax_xp.objective import LinearObjective
 
 X, Y = load_iris(return_X_y=True)
@@ -110,7 +109,7 @@ print(set(statuses), blas() == before)
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are POSIX")
 def test_no_fork_beside_busy_threads_hangs(start):
-    out, err = start(FORKS, 25).communicate()
+    out, err = start(FORKS, 15).communicate()
     assert (out, err) == ("{0} True\n", "")
 
 
@@ -133,11 +132,11 @@ def other_features_and_an_observer_that_fails(model):
 
 
 def a_warning_that_is_an_error(model):
-    model.set_params(max_iter=1)
+    max_iter = model.max_iter
     try:
-        model.fit(X[:, :3], 1 - (Y == 1))  # warnings are errors here
+        model.set_params(max_iter=1).fit(X[:, :3], 1 - (Y == 1))  # warnings are errors here
     finally:
-        model.set_params(max_iter=1000)
+        model.set_params(max_iter=max_iter)
 
 
 def ctrl_c_at_once(model):
@@ -463,19 +462,25 @@ def test_sigterm_at_random_moments_leaves_a_usable_model_or_none(tmp_path, pytho
             (tmp_path / "model").unlink()
 
 
+LEADER = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # who has this terminal gets SIGHUP when it hangs up
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
 @posix
 def test_a_terminal_that_hangs_up_does_not_keep_the_model_from_being_written(tmp_path, python, rng):
     pty = pytest.importorskip("pty")
     command, environment = python
     np.savez(tmp_path / "data.npz", X=rng.standard_normal((5000, 100)) * np.logspace(-2, 2, 100), y=np.arange(5000) % 7)
     options = ["--solver", "lbfgs", "--C", "inf", "--tol", "1e-12", "--max-iter", "1000000", "--dtype", "float64"]
-    code = "import os, pty, sys; os.chdir(sys.argv[1]); os.execv(sys.argv[2], sys.argv[2:])"
     master, slave = pty.openpty()
     line = [*command, "-m", "softmax_xp", "train", "data.npz", *options, "-o", "model"]
     running = subprocess.Popen(
         [*command, "-c", LEADER, *line], cwd=tmp_path, env=environment, stdin=slave, stdout=slave, stderr=slave
     )
-    del code
     os.close(slave)
     text = b""
     while b"objective" not in text:
@@ -484,14 +489,6 @@ def test_a_terminal_that_hangs_up_does_not_keep_the_model_from_being_written(tmp
     assert running.wait() == 128 + signal.SIGHUP
     assert names(tmp_path) == ["data.npz", "model"]
     sx.load(tmp_path / "model", device="cpu")
-
-
-LEADER = """
-import fcntl, os, sys, termios
-os.setsid()
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # who has this terminal gets SIGHUP when it hangs up
-os.execv(sys.argv[1], sys.argv[1:])
-"""
 
 
 # --- Writers that are killed, and those that live ---
@@ -572,7 +569,7 @@ def model_and_rows(tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("redirection", ["| cat", "> out", ">> out", "> out 2> err; cat out; true"])
+@pytest.mark.parametrize("redirection", ["| cat", "> out", ">> out"])
 def test_predict_writes_to_dev_stdout(tmp_path, python, model_and_rows, redirection):
     command, environment = python
     if not os.path.exists("/dev/stdout"):
@@ -619,7 +616,7 @@ def test_train_replaces_nothing_when_the_held_out_rows_fail(run, tmp_path):
 
 
 @posix
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_train_prints_names_that_the_terminal_cannot_show(tmp_path, python, encoding):
     command, environment = python
     environment = {**environment, "PYTHONIOENCODING": encoding}
@@ -681,12 +678,13 @@ def test_train_writes_the_model_last(run, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     (tmp_path / "model").write_text("old")
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(model, path):
+        assert names(tmp_path) == ["curves.png", "model"]
+        raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(sx.SoftmaxClassifier, "save", full)
     status, out, err = run("train", "-o", "model", "--plot", "curves.png")
-    assert (status, err) == (2, "softmax-xp: error: No space left on device\n")
+    assert (status, err) == (2, "softmax-xp: error: model: No space left on device\n")
     assert "written" not in out
     assert (tmp_path / "model").read_text() == "old"
 
@@ -717,7 +715,8 @@ def test_progress_is_done_without_where_no_thread_starts(run, monkeypatch):
     assert "model written to" in out
 
 
-def test_signals_are_handled_anew_by_each_command(run):
+def test_signals_are_handled_anew_by_each_command(run, monkeypatch, number):
+    with monkeypatch.context() as patch:
+        signal_at_evaluation(patch, number, 2)
+        assert run("train")[0] == 128 + number
     assert run("train")[0] == 0
-    assert interruption.number is None
-    assert Path("model.safetensors").exists()
