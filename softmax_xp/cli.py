@@ -10,17 +10,19 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from enum import StrEnum
-from errno import EACCES, EISDIR, ENOENT, ENOTDIR
+from errno import EACCES, EIO, EISDIR, ENOENT, ENOTDIR
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from softmax_xp import __version__, inputs
-from softmax_xp._files import whole_file
+from softmax_xp._files import standard_stream, whole_file
+from softmax_xp._signals import Interrupted, interruption
 
 # NumPy, scikit-learn and rich are imported where they are used, so that --help answers at once.
 if TYPE_CHECKING:
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
     from softmax_xp.readers import Table
     from softmax_xp.solvers import Iterate
 
-INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
+UNREAD = 1  # the exit status of a command whose reader has gone, as in `| head`
+CSV_ENDINGS = (".csv", ".txt", "")
 MANY_CLASSES = 20  # of more, only the most confused pairs are printed
 MOST_CONFUSED = 10
 SCORES = ("precision", "recall", "f1")
@@ -186,6 +189,8 @@ def train(
     figure = None if plot is None else _figure(plot)
     read = inputs.files_of(data, target) + inputs.files_of(test, None)
     _check_kept(output, "--output", read, "a file to be read")
+    if standard_stream(output) == 1:
+        raise ValueError(f"--output must not be where the report is printed, got {str(output)!r}; name a file")
     if plot is not None:
         _check_kept(plot, "--plot", read, "a file to be read")
         _check_kept(plot, "--plot", [output], "that of --output")
@@ -215,10 +220,9 @@ def train(
     if scaler is not None:
         _fold(model, scaler.mean_, scaler.scale_)
     _name_features(model, table.feature_names)
-    model.save(output)
-    if plot is not None:
-        _draw(figure, curve, plot)
+    drawing = None if plot is None else _drawing(figure, curve, plot)
 
+    replaces = output.is_file()
     report = {
         "device": model.device_,
         "n_samples": X.shape[0],
@@ -234,26 +238,35 @@ def train(
         "test_accuracy": model.score(X_test, y_test) if len(X_test) else None,
         "test_rows": len(X_test),
         "output": str(output),
-    }
+    } | ({"replaced": True} if replaces else {})
     if as_json:
-        typer.echo(json.dumps(report))
+        lines = [json.dumps(report)]
     else:
         size = f"{X.shape[0]} rows, {X.shape[1]} features, {len(model.classes_)} classes"
-        _print_line("data", f"{table.source}: {size}")
-        _print_line("device", model.device_)
-        _print_line("final loss", f"{model.objective_:.6f}")
-        _print_line("gradient norm", f"{model.gradient_norm_:.1e}")
+        lines = [_line("data", f"{table.source}: {size}")]
+        lines.append(_line("device", model.device_))
+        lines.append(_line("final loss", f"{model.objective_:.6f}"))
+        lines.append(_line("gradient norm", f"{model.gradient_norm_:.1e}"))
         if not math.isnan(model.estimated_gap_):
-            _print_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss")
-        _print_line("iterations", f"{report['n_iter']} in {seconds:.2f} s")
-        _print_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)")
+            lines.append(_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss"))
+        lines.append(_line("iterations", f"{report['n_iter']} in {seconds:.2f} s"))
+        lines.append(_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)"))
         if len(X_test):
             name = "held-out accuracy" if test is None else "test accuracy"
-            _print_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)")
+            lines.append(_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)"))
+    # What can fail has been done, or is done now, before a file is replaced. The model comes last.
+    is_read = _say(*lines)
+    if plot is not None and drawing is not None:
+        with whole_file(plot, "wb") as stream:
+            stream.write(drawing)
+    model.save(output)
+    if not as_json:
         if plot is not None:
-            typer.echo(f"curves written to {plot}")
-        typer.echo(f"model written to {output}")
-    return INTERRUPTED if interrupted else 0
+            is_read &= _say(f"curves written to {plot}")
+        is_read &= _say(f"model written to {output}{', in place of the old one' if replaces else ''}")
+    if interrupted:
+        return interruption.status
+    return 0 if is_read else UNREAD
 
 
 @app.command()
@@ -282,6 +295,9 @@ def predict(
     """
     if output is not None:
         _check_writable(output)
+        if output.suffix.lower() not in CSV_ENDINGS and (output.is_file() or not output.exists()):
+            example = output.with_suffix(".csv")
+            raise ValueError(f"--output must end in .csv (CSV is written), got {str(output)!r}; name it {example}")
         _check_kept(output, "--output", [model, *inputs.files_of(data, target)], "a file to be read")
     classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
@@ -386,8 +402,11 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
         def observe(iterate: Iterate) -> None:
             curve.append(iterate)
             show(iterate)
+            if interruption.number is not None:  # where the KeyboardInterrupt was lost, as in a finaliser
+                raise Interrupted
 
         model.fit(X, y, observe=observe)
+        interruption.defer()  # a model that is there is written
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     return curve, any(": interrupted" in str(warning.message) for warning in caught)
@@ -403,14 +422,20 @@ def _progress(quiet: bool) -> Iterator[Observer]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("fitting", total=None)
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task("fitting", total=None)
 
-        def show(iterate: Iterate) -> None:
-            text = f"objective {iterate.objective:.6f}  gradient norm {iterate.gradient_norm:.1e}"
-            progress.update(task, description=f"iteration {iterate.n_iter}  {text}")
+    def show(iterate: Iterate) -> None:
+        text = f"objective {iterate.objective:.6f}  gradient norm {iterate.gradient_norm:.1e}"
+        progress.update(task, description=f"iteration {iterate.n_iter}  {text}")
 
+    with suppress(OSError, RuntimeError):  # a terminal that has hung up; "can't start new thread"
+        progress.start()
+    try:
         yield show
+    finally:
+        with suppress(OSError):
+            progress.stop()
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
@@ -466,6 +491,8 @@ def _check_writable(path: Path) -> None:
     """Raise before the work is done what open() would raise after it."""
     folder = path.parent
     code = 0
+    if standard_stream(path) is not None:
+        return
     if path.is_dir():
         code = EISDIR
     elif path.exists() and not path.is_file():  # a device, such as /dev/null
@@ -505,7 +532,8 @@ def _figure(path: Path) -> Any:
     return figure
 
 
-def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
+def _drawing(figure: Any, curve: list[Iterate], path: Path) -> bytes:
+    """Return the picture, in the format that the ending of `path` names."""
     above, below = figure.subplots(2, sharex=True)
     steps = [iterate.n_iter for iterate in curve]
     above.plot(steps, [iterate.objective for iterate in curve])
@@ -515,14 +543,39 @@ def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
         below.semilogy(steps, [iterate.estimated_gap for iterate in curve], label="estimated gap to the optimum")
     below.set(xlabel="iteration")
     below.legend()
-    figure.savefig(path)
+    stream = BytesIO()
+    figure.savefig(stream, format=path.suffix[1:].lower())
+    return stream.getvalue()
 
 
 # --- Text out ---
 
 
+def _line(name: str, value: str) -> str:
+    return f"{name:<17} {value}"
+
+
 def _print_line(name: str, value: str) -> None:
-    typer.echo(f"{name:<17} {value}")
+    typer.echo(_line(name, value))
+
+
+def _say(*lines: str) -> bool:
+    """Print lines, with escapes for what the terminal cannot show; return whether there was still a reader."""
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        for line in lines:
+            typer.echo(line.encode(encoding, "backslashreplace").decode(encoding))
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != EIO:  # EIO: a terminal that has hung up
+            raise
+        _print_no_more(sys.stdout)
+        return False
+    return True
+
+
+def _print_no_more(stream: Any) -> None:
+    """Let what is still printed to a stream go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
@@ -551,12 +604,16 @@ def _first_line(message: object) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 2 with one line on stderr for a user's error, 130 after Ctrl-C."""
+    """Run the command and exit.
+
+    The status is 0 when all is done, 2 with one line on stderr for a user's error, 130 after Ctrl-C, 143 after SIGTERM,
+    129 after SIGHUP, and UNREAD.
+    """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by the caller, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     kept: list[object] = []  # warnings: told when the work is done, so that an error is one line
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), interruption.handled():
         warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table has matched them
         warnings.showwarning = lambda message, *_: kept.append(message)
         try:
@@ -564,19 +621,32 @@ def main(args: Sequence[str] | None = None) -> None:
             status = command.main(args, prog_name="softmax-xp", standalone_mode=False) or 0
             sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
-            status = INTERRUPTED
-        except BrokenPipeError:  # the reader has seen enough, as in `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 1
+            status = interruption.status
+        except BrokenPipeError:
+            _print_no_more(sys.stdout)
+            status = UNREAD
         except Exception as error:
-            typer.secho(f"softmax-xp: error: {_error_line(error)}", fg="red", err=True)
-            status = 2
-    if status in (0, INTERRUPTED):
-        for message in kept:
-            typer.secho(f"warning: {_first_line(message)}", fg="yellow", err=True)
-    if status == INTERRUPTED:
-        typer.secho("softmax-xp: interrupted", fg="yellow", err=True)
+            if interruption.was_raised:  # it is what some library made of the KeyboardInterrupt
+                status = interruption.status
+            else:
+                _tell(f"softmax-xp: error: {_error_line(error)}", "red")
+                status = 2
+        interruption.defer()
+        if interruption.number is not None and status != 2:
+            status = interruption.status
+        if status in (0, interruption.status):
+            for message in kept:
+                _tell(f"warning: {_first_line(message)}", "yellow")
+        if status == interruption.status:
+            _tell("softmax-xp: interrupted", "yellow")
     sys.exit(status)
+
+
+def _tell(text: str, color: str) -> None:
+    try:
+        typer.secho(text, fg=color, err=True)
+    except OSError:  # a terminal that has hung up
+        _print_no_more(sys.stderr)
 
 
 def _error_line(error: Exception) -> str:

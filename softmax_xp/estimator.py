@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import wraps
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -27,10 +28,14 @@ from softmax_xp._arrays import (
     check_integer,
     check_length,
     check_option,
+    check_rank,
     check_real,
     describe,
+    device_context,
+    device_of,
     dtype_name,
     is_array,
+    is_floating,
     is_numpy,
     namespace,
     row_blocks,
@@ -54,6 +59,26 @@ SEPARATED = "every row is classified right, so that without a penalty there is n
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
 Observer = Callable[[Iterate], object]
+Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+
+
+def _unchanged_on_failure(
+    fit: Callable[Concatenate[Any, Parameters], Result],
+) -> Callable[Concatenate[Any, Parameters], Result]:
+    """Wrap a method so that its object keeps the attributes that it had, if the method raises."""
+
+    @wraps(fit)
+    def wrapped(self: Any, /, *args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **options)
+        except BaseException:  # Ctrl-C too
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return wrapped
 
 
 class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -176,6 +201,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.max_memory = max_memory
         self.precision = precision
 
+    @_unchanged_on_failure
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
         """Fit the model.
 
@@ -199,6 +225,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             For parameters out of their range and data that cannot be fitted.
         DeviceUnavailableError
             When `device` cannot be used.
+        KeyboardInterrupt
+            By Ctrl-C before the first point. Whatever is raised leaves the estimator as it was before the fit.
 
         Warns
         -----
@@ -265,7 +293,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
                 f"{_distance(solution)}.{self._remedy(solution, dtype)}",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
@@ -311,7 +339,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError, ValueError
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
-        check_is_fitted(self)
         index = self._by_rows(X, lambda xp, logits: xp.argmax(_two_columns(xp, logits), axis=1))
         if is_numpy(index) or self.classes_.dtype.kind not in "biuf":
             return self.classes_[to_numpy(index)]
@@ -413,10 +440,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DeviceUnavailableError
             When the device cannot be used; the model stays where it is.
         """
-        check_is_fitted(self)
+        coef, intercept = self._coefficients()
         backend = select_backend(device)
-        self.coef_ = backend.asarray(self.coef_)
-        self.intercept_ = backend.asarray(self.intercept_)
+        self.coef_, self.intercept_ = backend.asarray(coef), backend.asarray(intercept)
         self.device_ = self._host_device = backend.name
         return self
 
@@ -439,7 +465,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_class_blocks", None)  # large, and made again where it is missed
-        if "device_" in state:  # what is read back elsewhere must not need this device
+        if "coef_" in state:  # what is read back elsewhere must not need this device
             state.update({name: to_numpy(x) for name, x in state.items() if is_array(x)})
             state["device_"] = state["_host_device"] = "cpu"
         return state
@@ -563,31 +589,75 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return int(self.max_memory)
         return max(256 << 20, int(math.prod(X.shape)) * bytes_of(namespace(X=X), X.dtype))
 
-    def _needs_float64(self, backend: Backend) -> bool:
-        """Return whether logits come out right in float64 alone: where an intercept cancels what far features make.
+    def _coefficients(self) -> tuple[Array, Array]:
+        """Return `coef_` (K, D) and `intercept_` (K,), which may have been set by hand.
 
-        As for `coordinates.FAR`, float32 would leave errors of 1e-5 in the logits.
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Without one of `coef_`, `intercept_` and `classes_`.
+        TypeError, ValueError
+            Where they are not such arrays, with the name of the attribute.
         """
-        if dtype_name(self.coef_.dtype) != "float64":
-            return False
-        return float(np.abs(to_numpy(self.intercept_)).max()) > FAR
+        check_is_fitted(self, ["coef_", "intercept_", "classes_"])
+        coef, intercept, classes = self.coef_, self.intercept_, self.classes_
+        for name, value in (("coef_", coef), ("classes_", classes)):
+            if not is_array(value):
+                raise TypeError(f"`{name}` must be an array, got {describe(value)}; pass numpy.asarray of it.")
+        check_rank(classes, "classes_", 1, "(n_classes,)")
+        check_rank(coef, "coef_", 2, "(n_classes, n_features), or (1, n_features) for two classes")
+        n_classes, n_rows = classes.shape[0], coef.shape[0]
+        if n_classes < 2 or (n_rows != n_classes and (n_rows, n_classes) != (1, 2)):
+            raise ValueError(
+                f"`coef_` must have a row for each of at least two classes in `classes_`, or one row for two, got "
+                f"{n_rows} rows and {n_classes} classes; set both."
+            )
+        xp = namespace(coef_=coef)
+        with device_context(device_of(coef)):
+            if not is_floating(xp, coef.dtype):
+                if not xp.isdtype(coef.dtype, ("integral", "bool")):
+                    raise TypeError(f"`coef_` must have a real dtype, got {dtype_name(coef.dtype)}; convert it first.")
+                coef = xp.astype(coef, accumulation_dtype(xp, device_of(coef)))
+            # scikit-learn sets a number where there is no `fit_intercept`.
+            if not is_array(intercept) or intercept.ndim == 0:
+                check_real(intercept, "intercept_")
+                intercept = xp.full((n_rows,), float(intercept), dtype=coef.dtype, device=device_of(coef))
+        if tuple(intercept.shape) != (n_rows,):
+            raise ValueError(
+                f"`intercept_` must be a number or have shape ({n_rows},), one for each row of `coef_`, got shape "
+                f"{tuple(intercept.shape)}; set both."
+            )
+        return coef, intercept
+
+    def _of_features(self, n_features: int) -> BaseEstimator:
+        """Return an estimator that knows the features of `coef_`: this one, unless `coef_` was set since the fit."""
+        names = getattr(self, "feature_names_in_", None)
+        if getattr(self, "n_features_in_", None) == n_features and (names is None or len(names) == n_features):
+            return self
+        known = SoftmaxClassifier()
+        known.n_features_in_ = n_features
+        return known
 
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""
-        check_is_fitted(self)
-        X = checked_features(self, X, None, reset=False)
-        backend = select_backend(self._host_device) if is_numpy(X) else backend_of(X)
+        coef, intercept = self._coefficients()
+        X = checked_features(self._of_features(coef.shape[1]), X, None, reset=False)
+        host = getattr(self, "_host_device", self.device)  # the latter where the attributes were set by hand
+        backend = select_backend(host, like=X) if is_numpy(X) else backend_of(X)
         home = backend_of(X)
         out: Array = None
         with backend.context():
             returned = self._dtype_name() or dtype_name(X.dtype)
-            dtype = "float64" if self._needs_float64(backend) else returned
-            coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
+            dtype = "float64" if _needs_float64(coef, intercept) else returned
+            coef, intercept = backend.asarray(coef, dtype), backend.asarray(intercept, dtype)
             for rows in row_blocks(X.shape[0], len(self.classes_) * 8, block_bytes(backend.device)):
                 with np.errstate(over="ignore", invalid="ignore"):
                     logits = backend.asarray(X[rows, :], dtype) @ coef.T + intercept  # (m, K)
                     logits = backend.asarray(logits, returned)
                 if not all_finite(backend.xp, logits):
+                    for name in ("coef_", "intercept_"):
+                        if not all_finite(backend.xp, backend.asarray(getattr(self, name))):
+                            raise ValueError(f"`{name}` must be finite, got NaN or infinity; set it again, or fit.")
                     raise ValueError(
                         f"`X` must have logits that {returned} can hold, got an overflow in rows {rows.start} to "
                         f"{rows.stop - 1}; scale such rows, or pass float64."
@@ -628,6 +698,14 @@ def _distance(solution: Solution) -> str:
     gap, value = solution.estimated_gap, abs(solution.objective)
     share = f" ({100 * gap / value:.2g}% of it)" if math.isfinite(gap) and value else ""
     return f"an estimated {gap:.1e}{share} above its minimum, and {norm}"
+
+
+def _needs_float64(coef: Array, intercept: Array) -> bool:
+    """Return whether logits come out right in float64 alone: where an intercept cancels the part of far features.
+
+    As for `coordinates.FAR`, float32 would leave errors of 1e-5 in the logits.
+    """
+    return dtype_name(coef.dtype) == "float64" and float(np.abs(to_numpy(intercept)).max()) > FAR
 
 
 def _two_columns(xp: Namespace, logits: Array) -> Array:

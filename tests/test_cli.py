@@ -425,7 +425,7 @@ def test_plot_draws_a_picture(run, tmp_path):
 
 def test_plot_shows_each_iteration(tmp_path):
     figure = cli._figure(tmp_path / "curves.png")
-    cli._draw(figure, [Iterate(1, 2.0, 0.5, 0.3), Iterate(2, 1.0, 0.05, 0.02)], tmp_path / "curves.png")
+    cli._drawing(figure, [Iterate(1, 2.0, 0.5, 0.3), Iterate(2, 1.0, 0.05, 0.02)], tmp_path / "curves.png")
     above, below = figure.axes
     np.testing.assert_array_equal(above.lines[0].get_xydata(), [[1, 2.0], [2, 1.0]])
     np.testing.assert_array_equal(below.lines[0].get_xydata(), [[1, 0.5], [2, 0.05]])

@@ -265,6 +265,11 @@ def minimize(
     -------
     Solution
         `n_iter` counts epochs, `n_evaluations` mini-batches.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        By Ctrl-C before the first step.
     """
     backend, n_rows = objective.backend, objective.X.shape[0]
     xp = backend.xp
@@ -305,6 +310,8 @@ def minimize(
 
     batches = islice(minibatches(backend, n_rows, BATCH_SIZE, rng), per_epoch * max_epochs)
     ended = run(value_and_grad, parts(params), batches, optimizer, after_step, backend.repeated)
+    if ended.interrupted and ended.n_steps == 0:
+        raise KeyboardInterrupt
     value, norm = over_all(ended.params)
     return Solution(
         params=joined(ended.params),
