@@ -14,6 +14,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
+from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from softmax_xp._arrays import (
@@ -23,9 +24,13 @@ from softmax_xp._arrays import (
     all_finite,
     block_bytes,
     bytes_of,
+    check_bool,
+    check_dense,
+    check_finite,
     check_integer,
     check_length,
     check_option,
+    check_random_state,
     check_real,
     describe,
     dtype_name,
@@ -43,7 +48,7 @@ from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
-from softmax_xp.validation import checked_features, encoded_labels, row_weights
+from softmax_xp.validation import checked_features, checked_weights, encoded_labels, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
@@ -205,14 +210,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             after which the model is usable as it is.
         """
         self._check_parameters()
+        if observe is not None and not callable(observe):
+            raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
         backend = select_backend(self.device, like=X)
-        X = checked_features(self, X, self._dtype_name(), y, reset=True)
+        check_dense(y, "y")
+        X = checked_features(self, X, self._dtype_name(), y, reset=True, finite=False)
         classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
-        weight = row_weights(sample_weight, self.class_weight, classes, labels)
-        strength = 0.0 if math.inf == self.C else 1.0 / (float(self.C) * float(weight.sum()))
-        if not math.isfinite(strength):
-            raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
+        weight, exponent = row_weights(sample_weight, self.class_weight, classes, labels)
+        check_finite(namespace(X=X), X, "X", weight)
+        strength = penalty_strength(self.C, weight, exponent)
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
@@ -220,13 +227,14 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 rows = np.flatnonzero(weight)
                 X_device = backend.xp.take(X_device, backend.asarray(rows), axis=0)
                 labels, weight = labels[rows], weight[rows]
+            equal = bool((weight == weight[0]).all())
             objective = LinearObjective(
                 backend,
                 X_device,
                 backend.asarray(labels),
                 len(classes),
                 L2(strength),
-                None if (weight == 1.0).all() else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
+                None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
             )
@@ -381,8 +389,20 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError, ValueError
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
-        weight = None if sample_weight is None else to_numpy(sample_weight)
-        return float(accuracy_score(to_numpy(y), to_numpy(self.predict(X)), sample_weight=weight))
+        predicted = to_numpy(self.predict(X))
+        check_dense(y, "y")
+        weight = None if sample_weight is None else checked_weights(sample_weight, len(predicted))[0]
+        try:
+            y = column_or_1d(to_numpy(y))
+            check_length(y, "y", len(predicted), "X")
+            return float(accuracy_score(y, predicted, sample_weight=weight))
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("`y`"):
+                raise
+            text = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"`y` must be one class label a row, like those of the fit: {text}; pass the labels as fit takes them."
+            ) from error
 
     def to(self, device: str) -> Self:
         """Move the fitted model to a device.
@@ -436,18 +456,29 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return state
 
     def _check_parameters(self) -> None:
-        check_real(self.C, "C", low=0.0, include_low=False)
-        check_real(self.tol, "tol", low=0.0, include_low=False, high=math.inf, include_high=False)
-        check_integer(self.max_iter, "max_iter", low=1)
-        check_integer(int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, "verbose", low=0)
+        check_real(self.C, "C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
+        check_real(
+            self.tol,
+            "tol",
+            low=0.0,
+            include_low=False,
+            high=math.inf,
+            include_high=False,
+            remedy="choose a value such as 1e-4",
+        )
+        check_integer(self.max_iter, "max_iter", low=1, high=2**31 - 1, remedy="choose a value such as 1000")
+        verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
+        check_integer(verbose, "verbose", low=0, remedy="choose 0, 1 or 2")
         if isinstance(self.solver, str | type) or not hasattr(self.solver, "step"):
             check_option(self.solver, "solver", SOLVERS)
-        if not isinstance(self.fit_intercept, bool | np.bool_):
-            raise TypeError(f"`fit_intercept` must be True or False, got {describe(self.fit_intercept)}; pass a bool.")
+        check_bool(self.fit_intercept, "fit_intercept")
+        check_bool(self.warm_start, "warm_start")
+        check_random_state(self.random_state)
         if self.workers is not None:
-            check_integer(self.workers, "workers", low=1)
+            check_integer(self.workers, "workers", low=1, remedy="choose a value such as 4, or None for all cores")
         if self.max_memory is not None:
-            check_integer(self.max_memory, "max_memory", low=1)
+            remedy = "choose a number of bytes such as 2**30, or None"
+            check_integer(self.max_memory, "max_memory", low=1, remedy=remedy)
         check_option(self.precision, "precision", PRECISIONS)
         if self.dtype is not None:
             check_option(self._dtype_name(), "dtype", ("float32", "float64"))
