@@ -260,6 +260,7 @@ def _where_it_lies(check: F) -> F:
 def all_finite(xp: Namespace, x: Array) -> bool:
     """Return whether `x` holds neither a NaN nor an infinity."""
     # A finite sum proves every term finite, in one pass that allocates nothing. Where it overflows, look closer.
+    x = detached(x)
     with np.errstate(over="ignore", invalid="ignore"):
         return math.isfinite(float(xp.sum(x))) or bool(xp.all(xp.isfinite(x)))
 
@@ -305,6 +306,15 @@ def check_labels(xp: Namespace, labels: Array, n_classes: int, name: str = "labe
             f"for example numpy.unique({name}, return_inverse=True)[1]."
         )
     return labels
+
+
+def are_probabilities(xp: Namespace, targets: Array, n_classes: int, name: str = "labels") -> bool:
+    """Return whether targets are probabilities, and not labels; raise unless their rank and dtype are those of one."""
+    if targets.ndim == 2 and (targets.shape[1] == n_classes or is_floating(xp, targets.dtype)):
+        check_floating(xp, targets, name)
+        return True
+    check_rank(targets, name, 1, "(n_samples,)")
+    return False
 
 
 @_where_it_lies
@@ -410,10 +420,11 @@ def check_integer(value: Any, name: str, *, low: int, remedy: str, high: int = 2
     check_dense(value, name)
     if isinstance(value, bool | np.bool_) or not isinstance(value, Integral):
         raise TypeError(f"`{name}` must be an integer, got {describe(value)}; pass an int; {remedy}.")
-    if not low <= value <= high:
-        rule = f"at least {low}" if value < low else f"at most {high}"
-        raise ValueError(f"`{name}` must be {rule}, got {describe(value)}; {remedy}.")
-    return int(value)
+    number = int(value)
+    if not low <= number <= high:
+        rule = f"at least {low}" if number < low else f"at most {high}"
+        raise ValueError(f"`{name}` must be {rule}, got {describe(number)}; {remedy}.")
+    return number
 
 
 def check_bool(value: Any, name: str) -> bool:

@@ -17,6 +17,7 @@ from softmax_xp._arrays import (
     Namespace,
     accumulation_dtype,
     all_finite,
+    are_probabilities,
     check_finite,
     check_floating,
     check_held,
@@ -32,7 +33,6 @@ from softmax_xp._arrays import (
     detached,
     device_of,
     dtype_name,
-    is_floating,
     is_integral,
     range_of,
     scaled_weights,
@@ -103,7 +103,7 @@ def log_softmax(logits: Array, axis: int = -1) -> Array:
     xp = backend.xp
     with backend.context(), np.errstate(over="ignore"):  # told below, by an error
         out = backend.kernels(logits.dtype).log_softmax(logits, axis)
-        if not all_finite(xp, detached(out)):
+        if not all_finite(xp, out):
             # Rows with a NaN or +inf among their logits have one as their maximum; a logit of -inf is -inf.
             sound = xp.logical_and(xp.isfinite(xp.max(logits, axis=axis, keepdims=True)), xp.isfinite(logits))
             if bool(xp.any(xp.logical_and(sound, xp.logical_not(xp.isfinite(out))))):
@@ -246,14 +246,8 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None =
     check_rank(y, "y", 1, "(n_samples,)")
     check_length(y, "y", X.shape[0], "X")
     y = check_labels(xp, y, W.shape[1], "y")
-    reg = check_real(
-        reg,
-        "reg",
-        low=0.0,
-        high=math.inf,
-        include_high=False,
-        remedy="choose a value such as 1e-4, or 0 for no penalty",
-    )
+    remedy = "choose a value such as 1e-4, or 0 for no penalty"
+    reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False, remedy=remedy)
     check_finite(xp, W, "W")
     remedy = "choose a value such as 4, or None for all cores"
     workspace = Workspace(None if workers is None else check_integer(workers, "workers", low=1, remedy=remedy))
@@ -274,21 +268,21 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None =
             total_loss, total_grad = penalised_mean(sums, X.shape[0], W.T, L2(reg), workspace)
             total_grad = xp.reshape(total_grad, (W.shape[1], W.shape[0])).T
         total_loss, total_grad = xp.astype(total_loss, out), xp.astype(total_grad, out, copy=False)
-        if all(all_finite(xp, detached(x)) for x in (total_loss, total_grad)):
+        if all(all_finite(xp, x) for x in (total_loss, total_grad)):
             return total_loss, total_grad
         # Only now: a pass over X that is free as long as all is well.
         check_finite(xp, X, "X")
         if W.shape[1] > 1:
             loss, grad = _scaled_mean(backend, W, X, y, workspace)
         wider = "" if dtype_name(out) == "float64" else ", or pass float64"
-        if not all(all_finite(xp, xp.astype(detached(x), out)) for x in (loss, grad)):
+        if not all(all_finite(xp, xp.astype(x, out)) for x in (loss, grad)):
             raise ValueError(
                 f"`X` and `W` must have a product that {dtype_name(out)} can hold, got an overflow; "
                 f"scale the features{wider}."
             )
         total_loss = xp.astype(loss + L2(reg).value(W), out)
         total_grad = xp.astype(grad + L2(reg).grad(W), out, copy=False)
-        if not all(all_finite(xp, detached(x)) for x in (total_loss, total_grad)):
+        if not all(all_finite(xp, x) for x in (total_loss, total_grad)):
             raise ValueError(
                 f"`reg` must give a loss and a gradient that {dtype_name(out)} can hold, got an overflow with "
                 f"reg={reg:g}; lower reg, scale W and X{wider}."
@@ -361,9 +355,7 @@ def _checked_rows(
     with backend.context():
         if sample_weight is not None:
             check_weights(xp, sample_weight, n, of="logits")
-        probabilities = labels.ndim == 2 and is_floating(xp, labels.dtype)
-        if not probabilities:
-            check_rank(labels, "labels", 1, "(n_samples,)")
+        probabilities = are_probabilities(xp, labels, n_classes)
         check_length(labels, "labels", n, "logits")
         if probabilities:
             if ignore_index is not None:
@@ -446,7 +438,7 @@ def _reduced(
     if reduction != "none":
         losses = xp.sum(losses, dtype=accumulation_dtype(xp, device_of(losses)))
     losses = xp.astype(losses, dtype, copy=False)
-    if all_finite(xp, detached(losses)):
+    if all_finite(xp, losses):
         return losses
     # The losses of smaller logits are finite where only the range of the dtype has been too small.
     logits = xp.astype(detached(logits), working_dtype(xp, dtype), copy=False) * 2.0**-8

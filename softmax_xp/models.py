@@ -62,7 +62,8 @@ class MLP:
     ) -> None:
         if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence) or len(sizes) < 2:
             raise ValueError(
-                f"`sizes` must list at least n_features and n_classes, got {describe(sizes)}; for example [784, 256, 10]."
+                f"`sizes` must list at least n_features and n_classes, got {describe(sizes)}; "
+                f"for example [784, 256, 10]."
             )
         remedy = "choose a width of each layer such as [784, 256, 10]"
         self.sizes = [check_integer(size, "sizes", low=1, remedy=remedy) for size in sizes]
@@ -78,7 +79,7 @@ class MLP:
                 self.params[weight], self.params[intercept] = _drawn(rng, self.init, n_in, n_out), np.zeros(n_out)
             except (MemoryError, ValueError) as error:  # NumPy has a largest shape, too
                 raise ValueError(
-                    f"`sizes` must fit into memory, got a layer from {n_in} to {n_out}: {error}; choose narrower layers."
+                    f"`sizes` must fit into memory, got a layer from {n_in} to {n_out}: {error}; choose narrower ones."
                 ) from error
 
     def __repr__(self) -> str:

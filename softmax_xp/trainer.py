@@ -15,6 +15,7 @@ import numpy as np
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
+    are_probabilities,
     block_bytes,
     check_dense,
     check_finite,
@@ -32,7 +33,6 @@ from softmax_xp._arrays import (
     describe,
     detached,
     dtype_name,
-    is_floating,
     row_blocks,
     scaled_weights,
     to_numpy,
@@ -211,11 +211,11 @@ class Trainer:
             self.validate_every = check_integer(validate_every, "validate_every", low=1, remedy=remedy)
         remedy = "choose a value such as 5, or None"
         self.patience = None if patience is None else check_integer(patience, "patience", low=1, remedy=remedy)
-        if not isinstance(callbacks, Iterable) or not all(map(callable, callbacks := tuple(callbacks))):
+        if not isinstance(callbacks, Iterable) or not all(map(callable, given := tuple(callbacks))):
             raise TypeError(
                 f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
             )
-        self.callbacks = callbacks
+        self.callbacks = given
         select_backend(device)  # a device that is not there is refused before any data are loaded
 
     def fit(
@@ -316,9 +316,7 @@ class Trainer:
         is_finite = check_finite(xp, X, X_name, sample_weight)
         check_held(xp, self.reg, "reg", working_dtype(xp, X.dtype))
         dtype = dtype_name(working_dtype(xp, X.dtype))
-        probabilities = y.ndim == 2 and is_floating(of_y, y.dtype)
-        if not probabilities:
-            check_rank(y, y_name, 1, "(n_samples,)")
+        probabilities = are_probabilities(of_y, y, self.model.n_classes, y_name)
         check_length(y, y_name, X.shape[0], X_name)
         if probabilities:
             check_probabilities(of_y, y, self.model.n_classes, y_name)

@@ -42,7 +42,19 @@ REMEDIES = {
     "Reshape your data": "",  # says it all
 }
 # Dtypes of frames' columns and of arrays, by the beginning of their names, that convert to numbers of no meaning.
-NOT_NUMBERS = ("binary", "bytes", "date", "duration", "large_string", "period", "record", "str", "time", "void")
+NOT_NUMBERS = (
+    "binary",
+    "bytes",
+    "complex",
+    "date",
+    "duration",
+    "large_string",
+    "period",
+    "record",
+    "str",
+    "time",
+    "void",
+)
 
 
 def checked_features(
@@ -223,13 +235,13 @@ def _to_float64(x: Any, name: str) -> np.ndarray:
 def _check_numbers(x: Any, name: str) -> None:
     """Raise where the dtype of an array, or of a column of a frame, is of another kind than numbers.
 
-    TypeError; for complex numbers, of which scikit-learn's contract asks it, ValueError.
+    TypeError; for a complex X, of which scikit-learn's contract asks it, ValueError.
     """
     columns = list(getattr(x, "columns", []))
     dtypes = [dtype_name(dtype) for dtype in (x.dtypes if columns else [getattr(x, "dtype", "")])]
-    if complex_ones := [dtype for dtype in dtypes if dtype.startswith("complex")]:
+    if name == "X" and any(dtype.startswith("complex") for dtype in dtypes):
         raise ValueError(
-            f"Complex data not supported: `{name}` must be real, got {complex_ones[0]}; pass its real part."
+            f"Complex data not supported: `{name}` must be real, got complex numbers; pass their real part."
         )
     wrong = [i for i, dtype in enumerate(dtypes) if dtype.lower().startswith(NOT_NUMBERS)]
     if wrong:
