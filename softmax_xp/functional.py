@@ -448,13 +448,13 @@ def _reduced(
     lost, sound = xp.logical_not(xp.isfinite(of_rows)), xp.isfinite(small)
     overflows = xp.any(xp.logical_and(lost, sound))
     if bool(overflows) if reduction == "none" else bool(xp.all(xp.logical_or(sound, xp.logical_not(lost)))):
-        raise _overflow(dtype)
+        raise _overflow(dtype, "`logits`" if weight is None or reduction == "mean" else "`logits` and `sample_weight`")
     return losses
 
 
-def _overflow(dtype: DType) -> ValueError:
-    """Return the error for logits whose losses their dtype cannot hold."""
+def _overflow(dtype: DType, subject: str = "`logits`") -> ValueError:
+    """Return the error for losses that the dtype of the logits cannot hold."""
     wider = "" if dtype_name(dtype) == "float64" else ", or pass float64"
     return ValueError(
-        f"`logits` must have losses that {dtype_name(dtype)} can hold, got an overflow; scale them{wider}."
+        f"{subject} must have losses that {dtype_name(dtype)} can hold, got an overflow; scale them down{wider}."
     )

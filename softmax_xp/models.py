@@ -11,7 +11,9 @@ import numpy as np
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
+    all_finite,
     block_bytes,
+    check_finite,
     check_floating,
     check_integer,
     check_option,
@@ -20,6 +22,7 @@ from softmax_xp._arrays import (
     checked_arrays,
     describe,
     device_context,
+    dtype_name,
     namespace,
     row_blocks,
     working_dtype,
@@ -103,14 +106,22 @@ class MLP:
         """Return the logits (n_samples, n_classes) of X (n_samples, n_features).
 
         X may be of any array library, wherever the model was trained; the logits come back in its namespace, on
-        its device and in its dtype.
+        its device and in its dtype. ValueError for an X that is not finite, or whose logits are not.
         """
         X = self._checked_features(X)
         backend = backend_of(X)
         with backend.context():
             xp, dtype = backend.xp, working_dtype(backend.xp, X.dtype)
             params = self.params_on(backend, dtype)
-            return xp.astype(self.forward(params, xp.astype(X, dtype, copy=False))[0], X.dtype, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):  # told below, by an error
+                logits = xp.astype(self.forward(params, xp.astype(X, dtype, copy=False))[0], X.dtype, copy=False)
+            if not all_finite(xp, logits):
+                check_finite(xp, X, "X")
+                raise ValueError(
+                    f"`X` must have logits that {dtype_name(X.dtype)} can hold, got an overflow; "
+                    f"scale the features, or pass a wider dtype."
+                )
+            return logits
 
     def predict(self, X: Array) -> Array:
         """Return the class index of the largest logit of each row.
@@ -131,6 +142,7 @@ class MLP:
         """
         X = self._checked_features(X)
         xp = namespace(X=X)
+        check_finite(xp, X, "X")
         device = backend_of(X).device
         with device_context(device):
             blocks = row_blocks(X.shape[0], max(self.sizes) * 8, block_bytes(device))

@@ -42,18 +42,8 @@ REMEDIES = {
     "Reshape your data": "",  # says it all
 }
 # Dtypes of frames' columns and of arrays, by the beginning of their names, that convert to numbers of no meaning.
-NOT_NUMBERS = (
-    "binary",
-    "bytes",
-    "complex",
-    "date",
-    "duration",
-    "large_string",
-    "period",
-    "record",
-    "str",
-    "time",
-    "void",
+NOT_NUMBERS = tuple(
+    ["binary", "bytes", "complex", "date", "duration", "large_string", "period", "record", "str", "time", "void"]
 )
 
 
@@ -184,7 +174,7 @@ def _class_weights(
             of_class = compute_class_weight(class_weight, classes=classes, y=classes[labels])
         except ValueError as error:
             raise ValueError(
-                f"`class_weight` must name classes of y, {_one_line(error)}; name each class as it is in y."
+                f"`class_weight` must name classes of y: {_one_line(error)}; name each class as it is in y."
             ) from None
         if not of_class.any():
             raise ValueError(
