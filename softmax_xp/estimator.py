@@ -391,11 +391,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         predicted = to_numpy(self.predict(X))
         check_dense(y, "y")
-        weight = None if sample_weight is None else checked_weights(sample_weight, len(predicted))[0]
+        weight = checked_weights(sample_weight, len(predicted))
         try:
             y = column_or_1d(to_numpy(y))
             check_length(y, "y", len(predicted), "X")
-            return float(accuracy_score(y, predicted, sample_weight=weight))
+            return float(accuracy_score(y, predicted, sample_weight=weight / weight.max()))
         except (TypeError, ValueError) as error:
             if str(error).startswith("`y`"):
                 raise
@@ -481,7 +481,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             check_integer(self.max_memory, "max_memory", low=1, remedy=remedy)
         check_option(self.precision, "precision", PRECISIONS)
         if self.dtype is not None:
-            check_option(self._dtype_name(), "dtype", ("float32", "float64"))
+            name = self.dtype if isinstance(self.dtype, int) else self._dtype_name()
+            check_option(name, "dtype", ("float32", "float64"))
         if self.class_weight is not None and not isinstance(self.class_weight, dict):
             check_option(self.class_weight, "class_weight", ("balanced",))
 
@@ -528,7 +529,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 objective,
                 start,
                 optimizer,
-                tol=self.tol,
+                tol=float(self.tol),
                 max_epochs=self.max_iter,
                 rng=rng,
                 rough=rough,
@@ -542,7 +543,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, objective: LinearObjective, start: Array, rough: LinearObjective | None, observe: Observer | None
     ) -> Solution:
         common: dict[str, Any] = {
-            "tol": self.tol,
+            "tol": float(self.tol),
             "max_iter": self.max_iter,
             "noise": objective.rounding_error,
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
@@ -573,10 +574,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if solution.message.startswith(("ended", "interrupted")):
             return ""
         if math.isnan(solution.estimated_gap):
-            return f" Raise max_iter or tol={self.tol:g}; solver='auto' finds the optimum."
+            return f" Raise max_iter or tol={float(self.tol):g}; solver='auto' finds the optimum."
         if solution.message.startswith("max_iter"):
-            return f" Raise max_iter or tol={self.tol:g}, or standardise the features."
-        return f" Raise tol={self.tol:g}{', or fit in float64' if dtype == 'float32' else ''}."
+            return f" Raise max_iter or tol={float(self.tol):g}, or standardise the features."
+        return f" Raise tol={float(self.tol):g}{', or fit in float64' if dtype == 'float32' else ''}."
 
     def _max_memory(self, X: Array) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""

@@ -314,6 +314,8 @@ def _checked_logits(logits: Array, axis: int) -> tuple[Backend, Array, int]:
     """Return the backend of `logits`, these, and the axis counted from the front."""
     xp, logits = checked_arrays(logits=logits)
     check_floating(xp, logits, "logits")
+    if logits.ndim == 0:
+        raise ValueError("`axis` must be an axis of `logits`, got logits of no axis; pass them with one of classes.")
     axis = check_integer(axis, "axis", low=-logits.ndim, remedy="choose the axis of the classes")
     if axis >= logits.ndim:
         raise ValueError(

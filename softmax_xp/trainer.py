@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from itertools import islice
@@ -211,11 +211,11 @@ class Trainer:
             self.validate_every = check_integer(validate_every, "validate_every", low=1, remedy=remedy)
         remedy = "choose a value such as 5, or None"
         self.patience = None if patience is None else check_integer(patience, "patience", low=1, remedy=remedy)
-        if not isinstance(callbacks, Iterable) or not all(map(callable, given := tuple(callbacks))):
+        if not isinstance(callbacks, Sequence) or isinstance(callbacks, str) or not all(map(callable, callbacks)):
             raise TypeError(
                 f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
             )
-        self.callbacks = given
+        self.callbacks = tuple(callbacks)
         select_backend(device)  # a device that is not there is refused before any data are loaded
 
     def fit(

@@ -21,6 +21,7 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
+    describe,
     detached,
     device_context,
     device_of,
@@ -29,21 +30,31 @@ from softmax_xp._arrays import (
     is_floating,
     is_numpy,
     namespace,
-    scaled_weights,
     to_numpy,
     working_dtype,
 )
 
 # The remedies that scikit-learn's messages about X lack.
 REMEDIES = {
+    "requires y": "pass a class label for each row as y",
     "minimum of": "pass at least one row and one column",
     "is expecting": "select the features that the model was fitted on",
     "feature names should match": "name the columns as they were when the model was fitted",
     "Reshape your data": "",  # says it all
 }
 # Dtypes of frames' columns and of arrays, by the beginning of their names, that convert to numbers of no meaning.
-NOT_NUMBERS = tuple(
-    ["binary", "bytes", "complex", "date", "duration", "large_string", "period", "record", "str", "time", "void"]
+NOT_NUMBERS = (
+    "binary",
+    "bytes",
+    "complex",
+    "date",
+    "duration",
+    "large_string",
+    "period",
+    "record",
+    "str",
+    "time",
+    "void",
 )
 
 
@@ -63,7 +74,7 @@ def checked_features(
         if dtype is None and dtype_name(getattr(X, "dtype", None)) in ("float16", "bfloat16"):
             dtypes = np.float32
         if reset and y is None:
-            validate_data(estimator, X, None)  # refuses it
+            _by_scikit_learn(estimator, X, y=None)  # refuses it
         X = _by_scikit_learn(estimator, X, reset=reset, dtype=dtypes, ensure_all_finite=False)
         if finite:
             check_finite(namespace(X=X), X, "X")
@@ -125,62 +136,59 @@ def row_weights(
 ) -> tuple[np.ndarray, int]:
     """Return the weight of each row, class weights included, as float64 on the host, and a power of two.
 
-    The weight of row i is weight[i] * 2**exponent. The largest of `weight` lies in [1, 2): neither sums nor products
-    of weights of any size overflow.
+    The weight of row i is weight[i] * 2**exponent. The largest of `weight` lies between 1/4 and 1: neither sums nor
+    products of weights of any size overflow, and dividing by a power of two is exact.
     """
-    weight, exponent = checked_weights(sample_weight, len(labels))
+    mantissas, exponents = np.frexp(checked_weights(sample_weight, len(labels)))
     if class_weight is not None:
-        of_class, of_class_exponent = _class_weights(class_weight, classes, labels, weight)
-        xp = namespace(weight=weight)
-        weight = weight * of_class[labels]
-        if not weight.any():
+        of_class = _class_weights(class_weight, classes, labels, _scaled(mantissas, exponents)[0])
+        of_row, more = np.frexp(of_class[labels])
+        mantissas, exponents = mantissas * of_row, exponents + more
+        if not mantissas.any():
             raise ValueError(
-                f"`class_weight` must not be all zero, got {class_weight} for {len(labels)} rows; "
-                f"give a class with rows of positive weight a positive one."
+                f"`class_weight` must not be all zero, got {describe(class_weight)} and no row of another class that "
+                f"has a weight; give a class with such rows a positive one."
             )
-        weight, more = scaled_weights(xp, weight)
-        exponent += of_class_exponent + more
-    return weight, exponent
+    return _scaled(mantissas, exponents)
 
 
-def checked_weights(sample_weight: Any, n: int) -> tuple[np.ndarray, int]:
-    """Return `sample_weight`, numbers of any kind and library (n,), or one number or None, as `row_weights` does."""
+def _scaled(mantissas: np.ndarray, exponents: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return mantissas * 2**exponents divided by the largest power of two among those that count, and its exponent."""
+    largest = int(exponents[mantissas > 0.0].max())
+    return np.ldexp(mantissas, exponents - largest), largest
+
+
+def checked_weights(sample_weight: Any, n: int) -> np.ndarray:
+    """Return `sample_weight`, real numbers of any kind and library (n,), or one number or None, as float64."""
     if sample_weight is None:
-        return np.ones(n), 0
+        return np.ones(n)
     weight = _to_float64(sample_weight, "sample_weight")
     weight = np.full(n, float(weight)) if weight.ndim == 0 else weight
-    xp = namespace(sample_weight=weight)
-    check_weights(xp, weight, n)
-    return scaled_weights(xp, weight)
+    check_weights(namespace(sample_weight=weight), weight, n)
+    return weight
 
 
 def _class_weights(
     class_weight: dict[Any, float] | str, classes: np.ndarray, labels: np.ndarray, weight: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Return the weight of each class as `row_weights` returns those of rows."""
+) -> np.ndarray:
+    """Return the weight of each class."""
     if isinstance(class_weight, str):  # "balanced"
         # A class that has only rows of weight 0 gets none: it would be infinite, and nothing is multiplied by it.
         counts = np.bincount(labels, weight, minlength=len(classes))
-        of_class = np.divide(counts.sum() / len(classes), counts, out=np.zeros(len(classes)), where=counts > 0)
-    else:
-        for label, value in class_weight.items():
-            number = check_real(value, f"class_weight[{label!r}]", remedy="choose a value such as 1.0")
-            if not 0 <= number < math.inf:
-                rule = "not be negative" if number < 0 else "be finite"
-                raise ValueError(
-                    f"`class_weight` must {rule}, got {number} for class {label!r}; use 0 to leave a class out."
-                )
-        try:
-            of_class = compute_class_weight(class_weight, classes=classes, y=classes[labels])
-        except ValueError as error:
+        return np.divide(counts.sum() / len(classes), counts, out=np.zeros(len(classes)), where=counts > 0)
+    for label, value in class_weight.items():
+        number = check_real(value, f"class_weight[{label!r}]", remedy="choose a value such as 1.0")
+        if not 0 <= number < math.inf:
+            rule = "not be negative" if number < 0 else "be finite"
             raise ValueError(
-                f"`class_weight` must name classes of y: {_one_line(error)}; name each class as it is in y."
-            ) from None
-        if not of_class.any():
-            raise ValueError(
-                f"`class_weight` must not be all zero, got {class_weight}; give a class a positive weight."
+                f"`class_weight` must {rule}, got {number} for class {label!r}; use 0 to leave a class out."
             )
-    return scaled_weights(namespace(of_class=of_class), of_class)
+    try:
+        return np.asarray(compute_class_weight(class_weight, classes=classes, y=classes[labels]))
+    except ValueError as error:
+        raise ValueError(
+            f"`class_weight` must name classes of y: {_one_line(error)}; name each class as it is in y."
+        ) from None
 
 
 def penalty_strength(C: float, weight: np.ndarray, exponent: int) -> float:
@@ -193,7 +201,9 @@ def penalty_strength(C: float, weight: np.ndarray, exponent: int) -> float:
     mantissa, exponent_of_C = math.frexp(float(C))
     total, exponent_of_total = math.frexp(float(weight.sum()))
     exponent += exponent_of_total
-    given = f"got C={float(C):g} and weights that sum to about 1e{exponent * math.log10(2.0):.0f}"
+    size = f"1e{exponent * math.log10(2.0):.0f}"
+    size = f"1e{exponent * math.log10(2.0):.0f}"
+    given = f"got C={float(C):g} and weights (`sample_weight`, `class_weight`) that sum to about {size}"
     try:
         product = math.ldexp(mantissa * total, exponent_of_C + exponent)
     except OverflowError:
@@ -245,16 +255,16 @@ def _by_scikit_learn(estimator: BaseEstimator, X: Any, **options: Any) -> Any:
     """Return X as scikit-learn's validation leaves it, with name and remedy in its messages."""
     try:
         return validate_data(estimator, X, **options)
-    except (TypeError, ValueError) as error:
+    except (OverflowError, TypeError, ValueError) as error:
         text = str(error).strip().rstrip(".")
+        rule = "`X` must be a matrix of numbers (n_samples, n_features)"
         for part, remedy in REMEDIES.items():
             if part in text:
-                text = re.sub(r"\s*array=.*(?=Reshape)", " ", text, flags=re.DOTALL).replace("\nReshape", " Reshape")
+                text = re.sub(r":\s*array=.*\sReshape", ". Reshape", text, flags=re.DOTALL)
+                text = text if re.search(r"\bX\b|feature names", text) else f"{rule}: {text}"
                 raise ValueError(f"{text}{'; ' * bool(remedy)}{remedy}.") from None
-        raise type(error)(
-            f"`X` must be a matrix of numbers (n_samples, n_features): {_one_line(error)}; "
-            f"encode or drop what is not a number."
-        ) from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{rule}: {_one_line(error)}; encode or drop what is not a number.") from None
 
 
 def _one_line(error: BaseException) -> str:
