@@ -184,7 +184,8 @@ def _class_weights(
                 f"`class_weight` must {rule}, got {number} for class {label!r}; use 0 to leave a class out."
             )
     try:
-        return np.asarray(compute_class_weight(class_weight, classes=classes, y=classes[labels]))
+        of_class: np.ndarray = compute_class_weight(class_weight, classes=classes, y=classes[labels])
+        return of_class
     except ValueError as error:
         raise ValueError(
             f"`class_weight` must name classes of y: {_one_line(error)}; name each class as it is in y."

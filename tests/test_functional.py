@@ -366,9 +366,7 @@ def test_losses_that_the_dtype_cannot_hold_are_refused(xp, function, reduction):
 def test_sums_that_sixteen_bits_cannot_hold_are_refused():
     z, t = np.zeros((10, 3), "float16"), np.zeros(10, int)
     w = np.full(10, 6e4, "float16")
-    with pytest.raises(
-        ValueError, match=r"`logits` and `sample_weight` must have losses that float16 can hold.*; scale"
-    ):
+    with pytest.raises(ValueError, match=r"`logits` and `sample_weight` must have losses that float16 can hold"):
         sx.cross_entropy(z, t, w, reduction="sum")
     with pytest.raises(ValueError, match=r"`logits` must have losses that float16 can hold"):
         sx.log_softmax(np.array([[6e4, -6e4]], "float16"))

@@ -107,7 +107,7 @@ def test_weights_may_be_numbers_of_any_kind():
     ):
         np.testing.assert_array_equal(validation.row_weights(weights, None, CLASSES, LABELS)[0], expected)
     booleans = validation.row_weights(np.array([True, False, True, True]), None, CLASSES, LABELS)[0]
-    assert booleans.tolist() == [1.0, 0.0, 1.0, 1.0]
+    assert booleans.tolist() == [0.5, 0.0, 0.5, 0.5]
 
 
 def test_balanced_weights_are_scikit_learns():
