@@ -162,7 +162,7 @@ def cross_entropy(
     )
     with backend.context(), _quiet(ignore_index, sample_weight):
         losses = backend.kernels(logits.dtype).cross_entropy(logits, targets, weight, label_smoothing)
-        return _reduced(backend, losses, reduction, logits, targets, weight)
+        return _reduced(backend, losses, reduction, logits, targets, weight, label_smoothing)
 
 
 def cross_entropy_with_grad(
@@ -200,7 +200,7 @@ def cross_entropy_with_grad(
     with backend.context(), _quiet(ignore_index, sample_weight):
         kernels = backend.kernels(logits.dtype)
         losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, label_smoothing)
-        return _reduced(backend, losses, reduction, logits, targets, weight), dlogits
+        return _reduced(backend, losses, reduction, logits, targets, weight, label_smoothing), dlogits
 
 
 def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None = None) -> tuple[Array, Array]:
@@ -428,7 +428,13 @@ def _quiet(ignore_index: int | None, sample_weight: Array | None) -> AbstractCon
 
 
 def _reduced(
-    backend: Backend, losses: Array, reduction: str, logits: Array, targets: Array, weight: Array | None
+    backend: Backend,
+    losses: Array,
+    reduction: str,
+    logits: Array,
+    targets: Array,
+    weight: Array | None,
+    label_smoothing: float,
 ) -> Array:
     """Return the losses of the rows, or their sum, in the dtype of the logits.
 
@@ -445,7 +451,7 @@ def _reduced(
     # The losses of smaller logits are finite where only the range of the dtype has been too small.
     logits = xp.astype(detached(logits), working_dtype(xp, dtype), copy=False) * 2.0**-8
     counts = None if weight is None else xp.astype(weight != 0.0, logits.dtype)
-    small = backend.kernels(logits.dtype).cross_entropy(logits, targets, counts)
+    small = backend.kernels(logits.dtype).cross_entropy(logits, targets, counts, label_smoothing)
     of_rows = detached(losses if reduction == "none" else of_rows)
     lost, sound = xp.logical_not(xp.isfinite(of_rows)), xp.isfinite(small)
     overflows = xp.any(xp.logical_and(lost, sound))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator
@@ -175,7 +175,15 @@ def _class_weights(
     if isinstance(class_weight, str):  # "balanced"
         # A class that has only rows of weight 0 gets none: it would be infinite, and nothing is multiplied by it.
         counts = np.bincount(labels, weight, minlength=len(classes))
-        return np.divide(counts.sum() / len(classes), counts, out=np.zeros(len(classes)), where=counts > 0)
+        of_class = np.zeros(len(classes))
+        with np.errstate(over="ignore"):
+            of_class[counts > 0] = counts.sum() / len(classes) / counts[counts > 0]
+        if not np.isfinite(of_class).all():
+            raise ValueError(
+                f"`class_weight`='balanced' must give weights that float64 can hold, got none for class "
+                f"{classes[np.argmax(of_class)]!r}, whose rows have a weight near 0; give them 0, or more."
+            )
+        return of_class
     for label, value in class_weight.items():
         number = check_real(value, f"class_weight[{label!r}]", remedy="choose a value such as 1.0")
         if not 0 <= number < math.inf:
@@ -184,8 +192,7 @@ def _class_weights(
                 f"`class_weight` must {rule}, got {number} for class {label!r}; use 0 to leave a class out."
             )
     try:
-        of_class: np.ndarray = compute_class_weight(class_weight, classes=classes, y=classes[labels])
-        return of_class
+        return cast("np.ndarray", compute_class_weight(class_weight, classes=classes, y=classes[labels]))
     except ValueError as error:
         raise ValueError(
             f"`class_weight` must name classes of y: {_one_line(error)}; name each class as it is in y."

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
 import softmax_xp as sx
 from softmax_xp import validation
@@ -78,6 +78,7 @@ LABELS, CLASSES = np.array([0, 1, 1, 0]), np.array([0, 1])
     st.lists(st.floats(1e-300, 1e300), min_size=2, max_size=2),
     st.floats(1e-308, 1e308),
 )
+@settings(deadline=None)
 def test_the_strength_of_the_penalty_is_that_of_exact_arithmetic(weights, of_class, C):
     weight, exponent = validation.row_weights(weights, dict(enumerate(of_class)), CLASSES, LABELS)
     exact = [Fraction(w) * Fraction(of_class[label]) for w, label in zip(weights, LABELS, strict=True)]
