@@ -188,7 +188,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y : array or list of shape (n_samples,)
             Class labels: integers or strings, of any library.
         sample_weight : array of shape (n_samples,), or a number, optional
-            Not negative, not all zero.
+            Not negative, not all zero. Only C times the weights counts, so that each may have any size. Rows of weight
+            0 do not count, and may hold NaN or infinity.
         observe : callable, optional
             Called with a solvers.Iterate after each step (or epoch); a true result ends the fit there.
 
