@@ -50,7 +50,7 @@ class StepSchedule:
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
-        check_integer(self.every, "every", low=1, remedy="choose a number of steps such as 1000")
+        check_integer(self.every, "every", low=1, remedy="choose a value such as 1000")
         check_real(self.factor, "factor", low=0.0, high=1.0, include_low=False, remedy="choose a value such as 0.1")
 
     def __call__(self, step: int) -> float:
@@ -81,8 +81,8 @@ class CosineSchedule:
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
-        check_integer(self.n_steps, "n_steps", low=1, remedy="choose a number of steps such as 1000")
-        if check_integer(self.warmup, "warmup", low=0, remedy="choose a number of steps such as 0") >= self.n_steps:
+        check_integer(self.n_steps, "n_steps", low=1, remedy="choose a value such as 1000")
+        if check_integer(self.warmup, "warmup", low=0, remedy="choose a value such as 0") >= self.n_steps:
             raise ValueError(
                 f"`warmup` must be less than `n_steps` ({self.n_steps}), got {self.warmup}; shorten the warm-up."
             )
