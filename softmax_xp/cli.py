@@ -181,9 +181,11 @@ def train(
     from softmax_xp._arrays import check_real
 
     # What can be refused is refused before the data are read.
-    check_real(C, "--C", low=0.0, include_low=False)
-    check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False)
-    check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False)
+    check_real(C, "--C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
+    remedy = "choose a value such as 1e-4"
+    check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False, remedy=remedy)
+    remedy = "choose a share such as 0.2, or 0 for none"
+    check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False, remedy=remedy)
     select_backend(device)
     _check_writable(output)
     figure = None if plot is None else _figure(plot)

@@ -15,6 +15,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
+from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from softmax_xp._arrays import (
@@ -24,10 +25,13 @@ from softmax_xp._arrays import (
     all_finite,
     block_bytes,
     bytes_of,
+    check_bool,
+    check_dense,
     check_finite,
     check_integer,
     check_length,
     check_option,
+    check_random_state,
     check_rank,
     check_real,
     describe,
@@ -50,7 +54,7 @@ from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
-from softmax_xp.validation import checked_features, encoded_labels, row_weights
+from softmax_xp.validation import checked_features, checked_weights, encoded_labels, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
@@ -211,7 +215,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         y : array or list of shape (n_samples,)
             Class labels: integers or strings, of any library.
         sample_weight : array of shape (n_samples,), or a number, optional
-            Not negative, not all zero.
+            Not negative, not all zero. Only C times the weights counts, so that each may have any size. Rows of weight
+            0 do not count, and may hold NaN or infinity.
         observe : callable, optional
             Called with a solvers.Iterate after each step (or epoch); a true result ends the fit there.
 
@@ -235,27 +240,30 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             after which the model is usable as it is.
         """
         self._check_parameters()
+        if observe is not None and not callable(observe):
+            raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
         backend = select_backend(self.device, like=X)
-        X = checked_features(self, X, None, y, reset=True)
+        check_dense(y, "y")
+        X = checked_features(self, X, None, y, reset=True, finite=False)
         classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
-        weight = row_weights(sample_weight, self.class_weight, classes, labels)
-        strength = 0.0 if math.inf == self.C else 1.0 / (float(self.C) * float(weight.sum()))
-        if not math.isfinite(strength):
-            raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
+        weight, exponent = row_weights(sample_weight, self.class_weight, classes, labels)
+        check_finite(namespace(X=X), X, "X", weight)
+        strength = penalty_strength(self.C, weight, exponent)
         home = select_backend("cpu") if is_numpy(X) else backend_of(X)
         with home.context():
             if not weight.all():  # rows of weight 0 do not count, whatever they hold
                 rows = np.flatnonzero(weight)
                 X = home.xp.take(X, home.asarray(rows), axis=0)
                 labels, weight = labels[rows], weight[rows]
+            equal = bool((weight == weight[0]).all())
             where = coordinates(X, strength, self.fit_intercept)
             dtype = self._dtype_name() or dtype_name(X.dtype)
             # Of features far from zero, float32 holds neither the intercept nor, without one, the logits.
             stored = dtype_name(accumulation_dtype(home.xp, home.device)) if where.far else dtype
             dtype = dtype if self.fit_intercept else stored
             X = where.applied(X, dtype)
-            check_finite(home.xp, X, "X")
+            check_finite(home.xp, X, "X")  # finite in float64 is not finite in float32
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
@@ -265,7 +273,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 backend.asarray(labels),
                 len(classes),
                 L2(strength),
-                None if (weight == 1.0).all() else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
+                None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
             )
@@ -417,8 +425,20 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError, ValueError
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
-        weight = None if sample_weight is None else to_numpy(sample_weight)
-        return float(accuracy_score(to_numpy(y), to_numpy(self.predict(X)), sample_weight=weight))
+        predicted = to_numpy(self.predict(X))
+        check_dense(y, "y")
+        weight = checked_weights(sample_weight, len(predicted))
+        try:
+            y = column_or_1d(to_numpy(y))
+            check_length(y, "y", len(predicted), "X")
+            return float(accuracy_score(y, predicted, sample_weight=weight / weight.max()))
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("`y`"):
+                raise
+            text = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"`y` must be one class label a row, like those of the fit: {text}; pass the labels as fit takes them."
+            ) from error
 
     def to(self, device: str) -> Self:
         """Move the fitted model to a device.
@@ -471,21 +491,33 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return state
 
     def _check_parameters(self) -> None:
-        check_real(self.C, "C", low=0.0, include_low=False)
-        check_real(self.tol, "tol", low=0.0, include_low=False, high=math.inf, include_high=False)
-        check_integer(self.max_iter, "max_iter", low=1)
-        check_integer(int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, "verbose", low=0)
+        check_real(self.C, "C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
+        check_real(
+            self.tol,
+            "tol",
+            low=0.0,
+            include_low=False,
+            high=math.inf,
+            include_high=False,
+            remedy="choose a value such as 1e-4",
+        )
+        check_integer(self.max_iter, "max_iter", low=1, high=2**31 - 1, remedy="choose a value such as 1000")
+        verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
+        check_integer(verbose, "verbose", low=0, remedy="choose 0, 1 or 2")
         if isinstance(self.solver, str | type) or not hasattr(self.solver, "step"):
             check_option(self.solver, "solver", SOLVERS)
-        if not isinstance(self.fit_intercept, bool | np.bool_):
-            raise TypeError(f"`fit_intercept` must be True or False, got {describe(self.fit_intercept)}; pass a bool.")
+        check_bool(self.fit_intercept, "fit_intercept")
+        check_bool(self.warm_start, "warm_start")
+        check_random_state(self.random_state)
         if self.workers is not None:
-            check_integer(self.workers, "workers", low=1)
+            check_integer(self.workers, "workers", low=1, remedy="choose a value such as 4, or None for all cores")
         if self.max_memory is not None:
-            check_integer(self.max_memory, "max_memory", low=1)
+            remedy = "choose a number of bytes such as 2**30, or None"
+            check_integer(self.max_memory, "max_memory", low=1, remedy=remedy)
         check_option(self.precision, "precision", PRECISIONS)
         if self.dtype is not None:
-            check_option(self._dtype_name(), "dtype", ("float32", "float64"))
+            name = self.dtype if isinstance(self.dtype, int) else self._dtype_name()
+            check_option(name, "dtype", ("float32", "float64"))
         if self.class_weight is not None and not isinstance(self.class_weight, dict):
             check_option(self.class_weight, "class_weight", ("balanced",))
 
@@ -531,7 +563,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 objective,
                 start,
                 optimizer,
-                tol=self.tol,
+                tol=float(self.tol),
                 max_epochs=self.max_iter,
                 rng=rng,
                 rough=rough,
@@ -545,7 +577,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, objective: LinearObjective, start: Array, rough: LinearObjective | None, observe: Observer | None
     ) -> Solution:
         common: dict[str, Any] = {
-            "tol": self.tol,
+            "tol": float(self.tol),
             "max_iter": self.max_iter,
             "noise": objective.rounding_error,
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
@@ -578,10 +610,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if solution.message.startswith(("ended", "interrupted")):
             return ""
         if math.isnan(solution.estimated_gap):
-            return f" Raise max_iter or tol={self.tol:g}; solver='auto' finds the optimum."
+            return f" Raise max_iter or tol={float(self.tol):g}; solver='auto' finds the optimum."
         if solution.message.startswith("max_iter"):
-            return f" Raise max_iter or tol={self.tol:g}, or standardise the features."
-        return f" Raise tol={self.tol:g}{', or fit in float64' if dtype == 'float32' else ''}."
+            return f" Raise max_iter or tol={float(self.tol):g}, or standardise the features."
+        return f" Raise tol={float(self.tol):g}{', or fit in float64' if dtype == 'float32' else ''}."
 
     def _max_memory(self, X: Array) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
