@@ -37,6 +37,7 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.kernels import PRECISIONS, kernels_for
+from softmax_xp.labels import label_array
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
@@ -181,7 +182,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array, frame or list of shape (n_samples, n_features), finite
         y : array or list of shape (n_samples,)
-            Class labels: integers or strings, of any library.
+            Class labels: integers, booleans or text, of NumPy, pandas (nullable and categorical too), polars, torch or
+            Python. Labels that differ in `y` are classes that differ, and `predict` returns them as they are in `y`.
         sample_weight : array of shape (n_samples,), or a number, optional
             Not negative, not all zero.
         observe : callable, optional
@@ -309,7 +311,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         home = backend_of(index)
         with home.context():
             dtype = {"b": "bool", "f": accumulation_dtype(home.xp, home.device)}.get(self.classes_.dtype.kind, "int64")
-            return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
+            classes = home.asarray(self.classes_, dtype)
+            if to_numpy(classes).tolist() != self.classes_.tolist():  # rounded, or beyond int64
+                return self.classes_[to_numpy(index)]
+            return home.xp.take(classes, index, axis=0)
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class.
@@ -382,7 +387,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
         weight = None if sample_weight is None else to_numpy(sample_weight)
-        return float(accuracy_score(to_numpy(y), to_numpy(self.predict(X)), sample_weight=weight))
+        return float(accuracy_score(label_array(y), to_numpy(self.predict(X)), sample_weight=weight))
 
     def to(self, device: str) -> Self:
         """Move the fitted model to a device.
