@@ -197,24 +197,28 @@ def labels_from_text(texts: Sequence[str]) -> np.ndarray:
     return _of_one_type(np.array(texts, dtype=object), "labels", as_str=True)
 
 
-def class_indices(labels: Sequence[Label], classes: Sequence[Label]) -> list[int | None]:
+def class_indices(labels: np.ndarray, classes: np.ndarray) -> list[int | None]:
     """Return for each of the distinct `labels` its index in `classes`, which may be of another type, or None.
 
     Text is matched with text, and numbers and booleans with numbers and booleans. A text and a number match if the text
     is how the number is written, and if no other text is the same number: 1 is none of the classes "1" and "01".
     """
-    known = {label: index for index, label in enumerate(classes)}
-    if all(isinstance(label, str) == isinstance(classes[0], str) for label in labels):
-        return [known.get(label) for label in labels]
-    if not isinstance(classes[0], str):
-        found = [None if (value := value_of(str(label))) is None else known.get(value) for label in labels]
-        count = Counter(found)
+    known = {label: index for index, label in enumerate(classes.tolist())}
+    are_text, classes_are_text = labels.dtype.kind in "UO", classes.dtype.kind in "UO"
+    if are_text == classes_are_text:
+        return [known.get(label) for label in labels.tolist()]
+    if are_text:
+        texts: list[str] = labels.tolist()
+        values = [value_of(text) for text in texts]
+        found = [None if value is None else known.get(value) for value in values]
+        count = Counter(found)  # of texts that are equal as numbers, only the one written as the class matches
         return [
-            index if index is None or count[index] == 1 or str(classes[index]) == label else None
-            for index, label in zip(found, labels, strict=True)
+            index if index is None or count[index] == 1 or str(classes[index]) == text else None
+            for index, text in zip(found, texts, strict=True)
         ]
-    written: dict[Label | None, list[int]] = {}
-    for index, text in enumerate(classes):
-        written.setdefault(_read_as(str(text)), []).append(index)
-    matches = [written.get(label, []) for label in labels]
-    return [match[0] if len(match) == 1 and value_of(str(classes[match[0]])) is not None else None for match in matches]
+    read_as: dict[Label | None, list[int]] = {}
+    for text, index in known.items():
+        read_as.setdefault(_read_as(text), []).append(index)
+    # As text, float32(0.1) is 0.1 and not the float64 that is nearest to it.
+    matches = [read_as.get(_read_as(text), []) for text in labels.astype(str).tolist()]
+    return [match[0] if len(match) == 1 and value_of(classes[match[0]]) is not None else None for match in matches]

@@ -179,7 +179,7 @@ def _labels_record(classes: np.ndarray) -> dict[str, Any]:
 
 
 def _in_json(label: Any) -> bool:
-    """Return whether JSON gives a label back: not infinity, nor a pair of surrogates, which it joins to one character."""
+    """Return whether JSON gives a label back: not infinity, nor two surrogates, which it joins."""
     if isinstance(label, str):
         return re.search("[\ud800-\udbff][\udc00-\udfff]", label) is None
     return math.isfinite(label)
