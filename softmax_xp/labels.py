@@ -179,6 +179,13 @@ def _read_as(text: str) -> Label | None:
     return None
 
 
+def text_of(labels: np.ndarray) -> list[str]:
+    """Return labels as text, each as Python writes it; float32(0.1) is 0.1, not the float64 that is nearest to it."""
+    if labels.dtype.kind == "f":
+        return [str(float(text)) for text in labels.astype(str).tolist()]
+    return [str(label) for label in labels.tolist()]
+
+
 def labels_from_text(texts: Sequence[str]) -> np.ndarray:
     """Return distinct texts as numbers if each is a number exactly as that is written, else as text.
 
@@ -219,6 +226,5 @@ def class_indices(labels: np.ndarray, classes: np.ndarray) -> list[int | None]:
     read_as: dict[Label | None, list[int]] = {}
     for text, index in known.items():
         read_as.setdefault(_read_as(text), []).append(index)
-    # As text, float32(0.1) is 0.1 and not the float64 that is nearest to it.
-    matches = [read_as.get(_read_as(text), []) for text in labels.astype(str).tolist()]
+    matches = [read_as.get(_read_as(text), []) for text in text_of(labels)]
     return [match[0] if len(match) == 1 and value_of(classes[match[0]]) is not None else None for match in matches]

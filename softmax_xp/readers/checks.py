@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from softmax_xp.labels import label_array
+from softmax_xp.labels import label_array, text_of
 
 Array: TypeAlias = NDArray[Any]
 
@@ -107,7 +107,7 @@ def bad_columns(
     bad = {column.name for columns in groups.values() for column in columns}
     options = " ".join(f"--drop {shlex.quote(name)}" for name in droppable if name in bad)
     if options and request.features is None:
-        remedy = f"{remedy}, or leave out the columns: {options} (`drop=`)"
+        remedy = f"{remedy}, or leave out the columns (`drop=`): train {options}"
     return refusal(file, ", and ".join(rules), remedy)
 
 
@@ -123,7 +123,7 @@ def not_finite(value: float, text: str, request: Request) -> tuple[str, str]:
 
 def all_finite(X: Array, dtype: str) -> bool:
     """Return whether all of `X`, which is not empty, lies within the range of a dtype."""
-    limit = np.finfo(dtype).max
+    limit = float(np.finfo(dtype).max)
     return bool(np.min(X) >= -limit and np.max(X) <= limit)  # false with a NaN
 
 
@@ -178,7 +178,7 @@ def class_labels(array: Array, file: Path, what: str, request: Request) -> Array
         bad = np.flatnonzero((np.trunc(array) != array) | (np.abs(array) > 2**53))
         if bad.size:
             raise not_classes(file, what, str(array[bad[0]]), f"row {bad[0]}")
-    return array.astype(str) if request.labels == "text" and array.dtype.kind != "O" else array
+    return np.array(text_of(array)) if request.labels == "text" and array.dtype.kind in "biuf" else array
 
 
 def not_classes(file: Path, what: str, found: str, where: str) -> DataFileError:
@@ -218,7 +218,7 @@ def reading(file: Path, kind: str) -> Iterator[None]:
     """Turn whatever a parser raises on bytes it does not understand into a refusal."""
     try:
         yield
-    except DataFileError:
+    except (DataFileError, Warning):
         raise
     except Exception as error:  # a dozen types: zlib's, struct's, zipfile's, Arrow's, tokenize's
         found = f"{type(error).__name__}: {error}"

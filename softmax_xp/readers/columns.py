@@ -280,7 +280,7 @@ def _fault(cell: str, kind: str, request: Request) -> tuple[str, str] | None:
             return MISSING, shown
         return f"{TEXT} with a decimal point" if _is_number(text.replace(",", ".")) else TEXT, shown
     value = float(text)
-    if request.dtype is not None and not abs(value) <= np.finfo(request.dtype).max:
+    if request.dtype is not None and not abs(value) <= float(np.finfo(request.dtype).max):
         with np.errstate(over="ignore"):
             rounded = np.float64(value).astype(request.dtype)
         return None if np.isfinite(rounded) else not_finite(value, shown, request)
