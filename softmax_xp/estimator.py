@@ -311,10 +311,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         home = backend_of(index)
         with home.context():
             dtype = {"b": "bool", "f": accumulation_dtype(home.xp, home.device)}.get(self.classes_.dtype.kind, "int64")
-            classes = home.asarray(self.classes_, dtype)
-            if to_numpy(classes).tolist() != self.classes_.tolist():  # rounded, or beyond int64
+            if self.classes_.astype(dtype_name(dtype)).tolist() != self.classes_.tolist():  # rounded, or beyond int64
                 return self.classes_[to_numpy(index)]
-            return home.xp.take(classes, index, axis=0)
+            return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
 
     def predict_proba(self, X: Any) -> Array:
         """Return the probability of each class.

@@ -116,14 +116,16 @@ def _of_one_type(objects: np.ndarray, name: str, as_str: bool) -> np.ndarray:
             f"`{name}` must be class labels of one type, got {found}; "
             f"pass one type, for example text: [str(label) for label in {name}]."
         )
-    kind = next(iter(first), "")
+    if not first:
+        return np.asarray(values)
+    kind = next(iter(first))
     if kind == "text":
         return np.array(values) if as_str and not any(text.endswith("\0") for text in values) else objects
     if kind == "integer":
         return _integers(values, name)
     if kind in KINDS:
         return np.asarray(values)
-    raise _not_labels(name, kind or "no rows")
+    raise _not_labels(name, kind)
 
 
 def _not_labels(name: str, found: str) -> TypeError:

@@ -19,6 +19,7 @@ import softmax_xp as sx
 from softmax_xp import cli, inputs
 from softmax_xp.labels import class_indices, label_array, labels_from_text
 from softmax_xp.readers import DataFileError, read_table
+from softmax_xp.validation import encoded_labels
 
 BIG = 2**53  # of this integer and the next, float64 has only the first
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
@@ -156,7 +157,6 @@ def test_labels_may_be_scalars_of_another_library():
         ([["a", "b"], ["c", "d"]], ValueError, r"shape \(2, 2\)"),
         (None, ValueError, r"shape \(\)"),
         ("ab", ValueError, r"shape \(\)"),
-        ([], TypeError, "got no rows"),
         (["a", None], ValueError, "row 1 has None; pass"),
         (["a", float("nan")], ValueError, "row 1 has NaN; pass"),
         ([1.0, 2.0, np.nan], ValueError, "row 2 has NaN; pass"),
@@ -168,6 +168,12 @@ def test_what_is_no_label_is_refused_in_one_line(y, error, message):
     with pytest.raises(error, match=f"`y` must be .*{message}") as caught:
         label_array(y)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("y", [[], np.array([]), np.array([], dtype=int), np.array([], dtype=object)])
+def test_no_labels_are_no_classes(y):
+    with pytest.raises(ValueError, match="`y` must hold at least two classes, got none"):
+        encoded_labels(y)
 
 
 @pytest.mark.parametrize("dtype", ["Int64", "UInt8", "boolean", "string", "category", "Float64", "int64[pyarrow]"])
