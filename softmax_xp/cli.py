@@ -7,6 +7,7 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +39,7 @@ CSV_ENDINGS = (".csv", ".txt", "")
 MANY_CLASSES = 20  # of more, only the most confused pairs are printed
 MOST_CONFUSED = 10
 SCORES = ("precision", "recall", "f1")
+LONG_READING = 2.0  # seconds, after which a progress bar is shown
 
 Observer: TypeAlias = "Callable[[Iterate], None]"
 
@@ -68,6 +70,21 @@ class DType(StrEnum):
     FLOAT64 = "float64"
 
 
+class Labels(StrEnum):
+    """What --labels takes."""
+
+    AUTO = "auto"
+    TEXT = "text"
+
+
+class Header(StrEnum):
+    """What --header takes."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
 class ClassWeight(StrEnum):
     """What --class-weight takes."""
 
@@ -79,6 +96,7 @@ DataFile: TypeAlias = Annotated[Path, typer.Argument(help="Like that of train.",
 Target: TypeAlias = Annotated[
     str | None, typer.Option(help="Column or array with the labels; for .npy and IDX their file.", show_default=False)
 ]
+HasHeader: TypeAlias = Annotated[Header, typer.Option("--header", help="Whether a .csv begins with column names.")]
 DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # by which a container says what it is for
 Device: TypeAlias = Annotated[
     str,
@@ -110,7 +128,10 @@ def root(
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(help="A .csv, .tsv, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
+        typer.Argument(
+            help="A .csv, .tsv, .parquet, .npz, .npy or IDX file, - for standard input; digits if none.",
+            show_default=False,
+        ),
     ] = None,
     test: Annotated[
         Path | None, typer.Option(help="A file to test on, instead of held-out rows.", show_default=False)
@@ -120,6 +141,11 @@ def train(
         list[str] | None,
         typer.Option(metavar="<str>", help="Column to leave out; may be given again.", show_default=False),
     ] = None,
+    labels: Annotated[
+        Labels,
+        typer.Option(help="auto: as the file has them, in a .csv numbers if all are written as numbers are; or text."),
+    ] = Labels.AUTO,
+    header: HasHeader = Header.AUTO,
     device: Device = "auto",
     solver: Annotated[
         Solver,
@@ -197,12 +223,15 @@ def train(
         _check_kept(plot, "--plot", read, "a file to be read")
         _check_kept(plot, "--plot", [output], "that of --output")
 
-    table = inputs.training_table(data, target, drop or [])
-    if test is None:
-        X, y, X_test, y_test = inputs.split(table, holdout, seed)
-    else:
-        X, y = table.X, np.asarray(table.y)
-        X_test, y_test = inputs.test_rows(test, target, table)
+    # Standardised features have another range than those of the file.
+    options = {"header": header.value, "dtype": "float64" if standardize else dtype.value}
+    with _reading(as_json) as show:
+        table = inputs.training_table(data, target, drop or [], labels=labels.value, progress=show, **options)
+        if test is None:
+            X, y, X_test, y_test = inputs.split(table, holdout, seed)
+        else:
+            X, y = table.X, np.asarray(table.y)
+            X_test, y_test = inputs.test_rows(test, target, table, progress=show, **options)
     scaler = StandardScaler().fit(X) if standardize else None
     model = SoftmaxClassifier(
         C=C,
@@ -282,6 +311,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A .csv file, instead of the screen.", show_default=False)
     ] = None,
+    header: HasHeader = Header.AUTO,
     device: Device = "auto",
 ) -> None:
     """Predict the label of each row, as CSV with a header.
@@ -301,7 +331,10 @@ def predict(
             example = output.with_suffix(".csv")
             raise ValueError(f"--output must end in .csv (CSV is written), got {str(output)!r}; name it {example}")
         _check_kept(output, "--output", [model, *inputs.files_of(data, target)], "a file to be read")
-    classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
+    with _reading() as show:
+        classifier, table = inputs.model_and_table(
+            model, data, device, target=target, need_target=False, header=header.value, progress=show
+        )
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
     with whole_file(output, encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -311,7 +344,12 @@ def predict(
 
 @app.command()
 def evaluate(
-    model: ModelFile, data: DataFile, target: Target = None, device: Device = "auto", as_json: Json = False
+    model: ModelFile,
+    data: DataFile,
+    target: Target = None,
+    header: HasHeader = Header.AUTO,
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Compare a model's predictions with the labels in a file.
 
@@ -325,7 +363,10 @@ def evaluate(
 
     softmax-xp evaluate model.safetensors t10k-images-idx3-ubyte --json
     """
-    classifier, table = inputs.model_and_table(model, data, device, target=target)
+    with _reading(as_json) as show:
+        classifier, table = inputs.model_and_table(
+            model, data, device, target=target, header=header.value, progress=show
+        )
     report: dict[str, Any] = {"device": classifier.device_, "n_samples": len(table.X)} | _scores(classifier, table)
     if as_json:
         typer.echo(json.dumps(report))
@@ -438,6 +479,30 @@ def _progress(quiet: bool) -> Iterator[Observer]:
     finally:
         with suppress(OSError):
             progress.stop()
+
+
+@contextmanager
+def _reading(quiet: bool = False) -> Iterator[Callable[[float], object]]:
+    """Yield what shows the part of a file that has been read: on a terminal, and only once reading takes long."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda part: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("reading"), BarColumn(), TimeElapsedColumn()
+    progress = Progress(*columns, console=Console(stderr=True), transient=True)
+    task = progress.add_task("reading", total=None)
+    timer = threading.Timer(LONG_READING, progress.start)  # the bar moves by itself until a part is known
+    with suppress(RuntimeError):  # where no thread can start, no bar is shown
+        timer.start()
+    try:
+        yield lambda part: progress.update(task, completed=part, total=1.0)
+    finally:
+        timer.cancel()
+        if timer.ident is not None:
+            timer.join()
+        progress.stop()
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:

@@ -150,8 +150,8 @@ def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndar
     _, _, rank, _ = lapack.dpstrf(rows.T @ rows, tol=INDEPENDENT, lower=0)
     if rank > FEW_DIMENSIONS * n_features:
         return None
-    # The squares in the Gram matrix have lost half of the digits. A direction dropped by this tolerance is so small that
-    # the penalty on its coefficient leaves less than NEGLIGIBLE_GAIN of it.
+    # The squares in the Gram matrix have lost half of the digits, so that the columns decide. The penalty leaves a
+    # direction dropped by this tolerance less than NEGLIGIBLE_GAIN of the loss to gain.
     tol = max(ROUNDING, min(INDEPENDENT**0.5, (NEGLIGIBLE_GAIN * strength) ** 0.5 / float(scale.max())))
     triangle, pivots = qr(rows, mode="r", pivoting=True)
     rank = int((np.abs(np.diagonal(triangle)) > tol).sum())

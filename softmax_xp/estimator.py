@@ -15,7 +15,6 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
-from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from softmax_xp._arrays import (
@@ -26,7 +25,6 @@ from softmax_xp._arrays import (
     block_bytes,
     bytes_of,
     check_bool,
-    check_dense,
     check_finite,
     check_integer,
     check_length,
@@ -48,6 +46,7 @@ from softmax_xp._arrays import (
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.kernels import PRECISIONS, kernels_for
+from softmax_xp.labels import label_array
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
@@ -213,7 +212,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array, frame or list of shape (n_samples, n_features), finite
         y : array or list of shape (n_samples,)
-            Class labels: integers or strings, of any library.
+            Class labels: integers, booleans or text, of NumPy, pandas (nullable and categorical too), polars, torch or
+            Python. Labels that differ in `y` are classes that differ, and `predict` returns them as they are in `y`.
         sample_weight : array of shape (n_samples,), or a number, optional
             Not negative, not all zero. Only C times the weights counts, so that each may have any size. Rows of weight
             0 do not count, and may hold NaN or infinity.
@@ -243,7 +243,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if observe is not None and not callable(observe):
             raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
         backend = select_backend(self.device, like=X)
-        check_dense(y, "y")
         X = checked_features(self, X, None, y, reset=True, finite=False)
         classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
@@ -353,6 +352,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         home = backend_of(index)
         with home.context():
             dtype = {"b": "bool", "f": accumulation_dtype(home.xp, home.device)}.get(self.classes_.dtype.kind, "int64")
+            if self.classes_.astype(dtype_name(dtype)).tolist() != self.classes_.tolist():  # rounded, or beyond int64
+                return self.classes_[to_numpy(index)]
             return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
 
     def predict_proba(self, X: Any) -> Array:
@@ -426,10 +427,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
         predicted = to_numpy(self.predict(X))
-        check_dense(y, "y")
         weight = checked_weights(sample_weight, len(predicted))
         try:
-            y = column_or_1d(to_numpy(y))
+            y = label_array(y)
             check_length(y, "y", len(predicted), "X")
             return float(accuracy_score(y, predicted, sample_weight=weight / weight.max()))
         except (TypeError, ValueError) as error:

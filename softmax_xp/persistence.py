@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import stat
 import struct
 import warnings
@@ -23,7 +24,7 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from softmax_xp import __version__
-from softmax_xp._arrays import describe, dtype_name, to_numpy
+from softmax_xp._arrays import describe, to_numpy
 from softmax_xp._files import whole_file
 from softmax_xp.backend import Backend, select_backend
 from softmax_xp.estimator import SoftmaxClassifier
@@ -204,13 +205,21 @@ def _plain(value: Any) -> Any:
 
 
 def _labels_record(classes: np.ndarray) -> dict[str, Any]:
-    dtype, values = "str" if classes.dtype.kind == "U" else dtype_name(classes.dtype), classes.tolist()
-    if dtype not in LABELS or not all(isinstance(value, LABELS[dtype]) for value in values):
-        found = f"{values[0]!r} of dtype {classes.dtype}"
+    dtype, values = "str" if classes.dtype.kind == "U" else classes.dtype.name, classes.tolist()
+    bad = [v for v in values if dtype not in LABELS or not isinstance(v, LABELS[dtype]) or not _in_json(v)]
+    if bad:
         raise TypeError(
-            f"class labels must be numbers, booleans or text to be saved, got {found}; fit with such labels."
+            f"class labels must be finite numbers, booleans or text to be saved, got {describe(bad[0])} of dtype "
+            f"{classes.dtype}; fit with such labels."
         )
     return {"dtype": dtype, "values": values}
+
+
+def _in_json(label: Any) -> bool:
+    """Return whether JSON gives a label back: not infinity, nor two surrogates, which it joins."""
+    if isinstance(label, str):
+        return re.search("[\ud800-\udbff][\udc00-\udfff]", label) is None
+    return math.isfinite(label)
 
 
 # --- Arrays and JSON to models; every claim of the file is checked before it is used ---
@@ -389,7 +398,7 @@ def _labels(record: _Record) -> np.ndarray:
     if dtype not in LABELS:
         raise record.refusal(f"must be one of {', '.join(LABELS)}", dtype, "dtype")
     values = record.items("values", LABELS[dtype])
-    if len(values) < 2 or any(a >= b for a, b in pairwise(values)):
+    if len(values) < 2 or not all(a < b for a, b in pairwise(values)):  # a NaN is not less than any
         raise record.refusal("must be two or more, in ascending order", values, "values")
     classes = np.array(values, dtype=dtype)
     if classes.tolist() != values:

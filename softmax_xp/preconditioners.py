@@ -16,8 +16,9 @@ where p_i are the probabilities of row i. Its inverse is estimated in four ways,
   classes couple them, which is what counts where nearly all rows are classified right and the penalty is weak.
 
 The first three are made from a sample of the rows, but for their diagonal: a feature that few rows have may be zero in
-all of a sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not matter:
-on a GPU there, but for eigenvectors and for the inner products of few rows, which the host makes.
+all of a sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not
+matter: on a GPU there, but for eigenvectors and for the inner products of few rows, which the host makes. The whole
+Hessian is made by the host alone, for rows that are there.
 """
 
 from __future__ import annotations
@@ -257,7 +258,7 @@ class Curvature:
         return 0.0 if work < FREE else float(work / evaluation)
 
     def exact_inverse(self, params: Array) -> Preconditioner | None:
-        """Return the inverse Hessian at `params` where it costs less than the last Newton step without it, else None."""
+        """Return the inverse Hessian at `params` where conjugate gradients without it cost more, else None."""
         return self.whole(params) if self.cost_of_whole() <= CHECKED_BY_WHOLE else None
 
     def renewed(self, params: Array, preconditioner: Preconditioner | None) -> Preconditioner | None:

@@ -8,7 +8,6 @@ from typing import Any, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_array, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
@@ -33,6 +32,7 @@ from softmax_xp._arrays import (
     to_numpy,
     working_dtype,
 )
+from softmax_xp.labels import label_array
 
 # The remedies that scikit-learn's messages about X lack.
 REMEDIES = {
@@ -99,27 +99,27 @@ def checked_features(
 
 
 def encoded_labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted classes in `y`, and each row's index among them, on the host."""
-    try:
-        y = column_or_1d(to_numpy(y) if is_array(y) else y, warn=True)
-        y = check_array(y, ensure_2d=False, dtype=None, input_name="y")
-        found = _counted(y)
-        if found is None or 2 * len(found[0]) > len(y):  # else it has nothing to object to, and sorts to say so
+    """Return the sorted classes in `y`, in the dtype of `label_array`, and each row's index among them, on the host."""
+    y = label_array(y)
+    found = _counted(y)
+    if found is None or 2 * len(found[0]) > len(y):  # else scikit-learn has no objection
+        try:
             check_classification_targets(y)
-        classes, labels = np.unique(y, return_inverse=True) if found is None else found
-    except (TypeError, ValueError) as error:
-        text = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(
-            f"`y` must be one class label a row, got what cannot be that: {text}; pass integers or strings."
-        ) from error
+        except ValueError as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"`y` must be one class label a row, got other numbers: {reason}; pass integers or text."
+            ) from error
+    classes, labels = np.unique(y, return_inverse=True) if found is None else found
     if len(classes) < 2:
-        raise ValueError(f"`y` must hold at least two classes, got one class: {classes[0]}; add rows of another class.")
+        one = f"one class: {classes[0]}" if len(classes) else "none"
+        raise ValueError(f"`y` must hold at least two classes, got {one}; add rows of another class.")
     return classes, labels.astype(np.int64, copy=False)
 
 
 def _counted(y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return what numpy.unique makes of integers (n,), in one pass where it sorts; None where they lie far apart."""
-    if y.dtype.kind not in "biu":
+    if y.dtype.kind not in "biu" or not len(y):
         return None
     low, high = int(y.min()), int(y.max())
     if high - low >= max(len(y), 1 << 16):

@@ -216,7 +216,10 @@ class _LBFGS:
         return Decrement(newton, precondition, self.largest_change)
 
     def _product(self, rows: Array, start: Preconditioner | None = None) -> Array:
-        """Return the estimate of the inverse Hessian, from `start` or the preconditioner, times each of `rows` (m, n)."""
+        """Return the estimate of the inverse Hessian times each of `rows` (m, n).
+
+        It starts from `start`, or from the preconditioner in use.
+        """
         start = start or self.precondition or (lambda x: x)
         if not len(self.pairs):
             return start(rows)
