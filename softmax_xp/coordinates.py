@@ -120,7 +120,8 @@ def far_from_zero(sample: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         scale = np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
         std = (sample / scale).std(axis=0)
-        return (spread > 0.0) & (np.abs((sample / scale).mean(axis=0)) > FAR * std)
+        far: np.ndarray = (spread > 0.0) & (np.abs((sample / scale).mean(axis=0)) > FAR * std)
+    return far
 
 
 def _reflection(centre: np.ndarray) -> np.ndarray:
@@ -128,7 +129,8 @@ def _reflection(centre: np.ndarray) -> np.ndarray:
     v = centre / np.abs(centre).max()
     v /= np.sqrt(v @ v)
     v[0] += math.copysign(1.0, v[0])
-    return np.eye(len(v)) - np.outer(v, v) * (2.0 / (v @ v))
+    reflection: np.ndarray = np.eye(len(v)) - np.outer(v, v) * (2.0 / (v @ v))
+    return reflection
 
 
 def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndarray | None:
@@ -159,7 +161,7 @@ def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndar
         return None
     span = np.empty((rank, n_features))
     span[:, pivots] = triangle[:rank]
-    basis, _ = qr((span * scale).T, mode="economic")
+    basis: np.ndarray = qr((span * scale).T, mode="economic")[0]
     found = Coordinates(centre, basis)
     for block in row_blocks(n, 8 * n_features):  # rows that the sample has missed may have a direction of their own
         own = X[block].astype(np.float64) - (0.0 if centre is None else centre)

@@ -281,8 +281,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             # Values that overflow are what the line search comes back from, not news.
             with threads, np.errstate(over="ignore", invalid="ignore"):
                 solution = self._solve(objective, start, _printed(self.verbose, observe))
-            coef, intercept = (None if x is None else to_numpy(x) for x in objective.split(solution.params))
-            coef, intercept = where.features(coef, np.zeros(len(coef)) if intercept is None else intercept)
+            coef, intercept = objective.split(solution.params)
+            coef = to_numpy(coef)
+            coef, intercept = where.features(coef, np.zeros(len(coef)) if intercept is None else to_numpy(intercept))
             if len(coef) > 1 and self.fit_intercept:
                 intercept = intercept - intercept.mean()  # a shift of all classes changes nothing
             self.coef_ = home.asarray(coef, stored)
@@ -652,7 +653,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 coef = xp.astype(coef, accumulation_dtype(xp, device_of(coef)))
             # scikit-learn sets a number where there is no `fit_intercept`.
             if not is_array(intercept) or intercept.ndim == 0:
-                check_real(intercept, "intercept_")
+                check_real(intercept, "intercept_", remedy="set one for each row of `coef_`, or 0.0")
                 intercept = xp.full((n_rows,), float(intercept), dtype=coef.dtype, device=device_of(coef))
         if tuple(intercept.shape) != (n_rows,):
             raise ValueError(

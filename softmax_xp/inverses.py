@@ -57,13 +57,13 @@ def with_diagonal(matrices: Array, values: Array | float) -> Array:
 
 
 def cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the lower Cholesky factor of matrix + ridge * I, (n, n).
+    """Return the lower Cholesky factor of matrix + ridge * I, for a symmetric matrix (n, n).
 
     The ridge grows 100-fold until the factorisation succeeds.
     """
     potrf = get_lapack_funcs("potrf", (matrix,))
     while True:
-        shifted = np.array(matrix, order="F")
+        shifted = np.array(matrix.T, order="F")  # symmetric: LAPACK's order without a transposition
         shifted[np.diag_indices_from(shifted)] += ridge
         factor, failed = potrf(shifted, lower=1, clean=1, overwrite_a=1)
         if not failed:

@@ -135,7 +135,7 @@ class LinearObjective:
         """Return the largest change, over all rows, of the difference of two logits along a direction like `params`."""
         backend, X = self.backend, self.X
         xp, dtype = backend.xp, X.dtype
-        coef, intercept = (None if x is None else xp.astype(x, dtype, copy=False) for x in self.split(direction))
+        coef, intercept = self.split(xp.astype(direction, dtype, copy=False))
         blocks = list(row_blocks(X.shape[0], 2 * coef.shape[0] * bytes_of(xp, dtype), block_bytes(backend.device)))
         largest: list[Array] = [None] * len(blocks)
 

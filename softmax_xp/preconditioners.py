@@ -95,7 +95,7 @@ RECENT = 4  # iterations whose progress counts
 MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
 AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
 MOST_TO_COME_OF_WHOLE = 600  # the same for the whole Hessian: it helps where the other estimates do not
-EARNED = 0.2  # share of an estimate's cost that as many steps have to earn first. A guess
+EARNED = 0.1  # share of an estimate's cost that as many steps have to earn first. A guess
 SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
 
 
@@ -305,7 +305,9 @@ class Curvature:
                 weight = weight * objective.sample_weight[rows][:, None]
             sums += self._squares_of(objective.X[rows, :], weight, dtype)
         penalty, scale = self._scaled(self._squares())
-        return sums / objective.total_weight + np.maximum(penalty, self._ridge * SMALLEST * scale**2)
+        sums /= objective.total_weight
+        sums += np.maximum(penalty, self._ridge * SMALLEST * scale**2)
+        return sums
 
     def cost_of_whole(self) -> float:
         """Return what the whole Hessian costs, and solving with it, in evaluations of value and gradient.
