@@ -205,7 +205,7 @@ class Curvature:
         rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
         to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
         for level, make, cost in (
-            (3, self.whole, self.cost_of_whole()),
+            (3, partial(self.whole, negligible=NEGLIGIBLE_PAIR), self.cost_of_whole()),
             (2, self.class_blocks, self.cost(self.objective.coef_shape[0])),
             (1, self.kronecker, self.cost(1, EIGEN)),
         ):
@@ -330,10 +330,10 @@ class Curvature:
         n = self.objective.coef_shape[0] * self.n_columns
         return next((np.dtype(t) for t in (np.float64, np.float32) if n * n * t(0).itemsize <= self.max_bytes), None)
 
-    def whole(self, params: Array) -> Preconditioner:
+    def whole(self, params: Array, negligible: float = 0.0) -> Preconditioner:
         """Return the inverse of the whole Hessian at `params`, from all rows.
 
-        Pairs of classes are formed from the rows for which neither is improbable.
+        Rows for which the probabilities of two classes have a product of at most `negligible` do not couple them.
         """
         objective, n_columns = self.objective, self.n_columns
         n_coef, n_features = objective.coef_shape
@@ -344,13 +344,14 @@ class Curvature:
         def add(a: int) -> None:
             weight = wp[:, a] * (1.0 - p[:, a])
             H[a, :, a, :] += (Z * weight[:, None]).T @ Z
-            likely = np.flatnonzero(p[:, a] > NEGLIGIBLE_PAIR)
-            own, others, weight = Z[likely], p[likely, :a], wp[likely, a]
-            for b in np.flatnonzero((others * weight[:, None]).max(axis=0, initial=0.0) * total > 0.0):
-                rows = np.flatnonzero(p[likely, a] * others[:, b] > NEGLIGIBLE_PAIR)
+            likely = np.flatnonzero(p[:, a] > negligible)
+            own, weight = Z[likely], wp[likely, a]
+            for b in range(a):
+                pair = p[likely, a] * p[likely, b]
+                rows = np.flatnonzero(pair > negligible)
                 if rows.size:
-                    block = own[rows]
-                    H[a, :, b, :] -= (block * (weight[rows] * others[rows, b])[:, None]).T @ block
+                    block = own if rows.size == len(own) else own[rows]
+                    H[a, :, b, :] -= (block * (weight[rows] * p[likely[rows], b])[:, None]).T @ block
 
         total = objective.total_weight
         for rows, probabilities in self._probabilities(objective.X, params):

@@ -34,6 +34,8 @@ class Check(NamedTuple):
 # Where the curvature is known in advance. With 4 products the gap of one in eight nearly separated problems was more
 # than ten times its estimate, up to 28 times; with these it was at most eight times, of 675 random problems.
 KNOWN = Check(0.4, 12, 1e-2)
+# Where the preconditioner is the inverse Hessian itself, but for rounding.
+EXACT = Check(0.1, 3, 0.0)
 # Where only the pairs tell of it: they have seen little of directions in which features are small, or nearly constant.
 UNKNOWN = Check(0.1, 50, 0.0)
 CHECK_PRODUCTS = 100
@@ -206,7 +208,7 @@ class _LBFGS:
         """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply."""
         precondition = None if self.exact_inverse is None else self.exact_inverse(point.x)
         if precondition is not None:
-            check = KNOWN._replace(min_products=1)
+            check = EXACT
         else:
             start = self.precondition if self.renewed is None else self.renewed(point.x, self.precondition)
             precondition = partial(self._product, start=start)
