@@ -584,7 +584,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
             "observe": observe,
             "hessian_product": objective.hessian_product,
-            "largest_change": objective.largest_change,
+            "change_along": objective.change_along,
         }
         budget = self._max_memory(objective.X)
         known = self.__dict__.pop("_class_blocks", None)

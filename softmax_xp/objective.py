@@ -18,6 +18,7 @@ from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
 
+HELD = 0.01  # share of the penalty's curvature from which that of a row counts
 EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
 
 
@@ -131,20 +132,38 @@ class LinearObjective:
             self._feature_scale = xp.sqrt(xp.mean(sample * sample, axis=0))
         return self._feature_scale
 
-    def largest_change(self, direction: Array) -> float:
-        """Return the largest change, over all rows, of the difference of two logits along a direction like `params`."""
+    def change_along(self, params: Array, step: Array) -> float:
+        """Return the largest change of a logit against its row's mean logit along a step from `params`.
+
+        Only rows and classes count that can hold a direction, at one end of the step: whose curvature along x_i,
+        s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD of the penalty's. The others may change by any amount
+        without making a difference to the Hessian.
+        """
         backend, X = self.backend, self.X
         xp, dtype = backend.xp, X.dtype
-        coef, intercept = self.split(xp.astype(direction, dtype, copy=False))
-        blocks = list(row_blocks(X.shape[0], 2 * coef.shape[0] * bytes_of(xp, dtype), block_bytes(backend.device)))
+        coef, intercept = self.split(xp.astype(params, dtype, copy=False))
+        along, shift = self.split(xp.astype(step, dtype, copy=False))
+        softmax = backend.kernels(dtype).softmax
+        blocks = list(
+            row_blocks(X.shape[0], 6 * (coef.shape[0] + 1) * bytes_of(xp, dtype), block_bytes(backend.device))
+        )
         largest: list[Array] = [None] * len(blocks)
 
         def look(i: int) -> None:
-            logits = X[blocks[i], :] @ coef.T
-            logits = logits if intercept is None else logits + intercept
-            single = coef.shape[0] == 1
-            spread = xp.abs(logits) if single else xp.max(logits, axis=1) - xp.min(logits, axis=1)
-            largest[i] = xp.max(spread)
+            rows = X[blocks[i], :]
+            z, u = rows @ coef.T, rows @ along.T  # (m, K)
+            if intercept is not None:
+                z, u = z + intercept, u + shift
+            if coef.shape[0] == 1:
+                z, u = (xp.concat([xp.zeros_like(x), x], axis=1) for x in (z, u))
+            before, after = softmax(z, 1), softmax(z + u, 1)
+            size = xp.sum(rows * rows, axis=1) + float(self.fit_intercept)
+            if self.sample_weight is not None:
+                size = size * self.sample_weight[blocks[i]]
+            held = xp.maximum(before * (1.0 - before), after * (1.0 - after)) * size[:, None]
+            change = xp.abs(u - xp.sum(before * u, axis=1, keepdims=True))
+            counts = held > HELD * self.penalty.strength * self.total_weight
+            largest[i] = xp.max(xp.where(counts, change, xp.zeros_like(change)))
 
         self.workspace.map(look, range(len(blocks)))
         return float(xp.max(xp.stack(largest)))

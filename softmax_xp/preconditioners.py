@@ -24,6 +24,7 @@ Hessian is made by the host alone, for rows that are there.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -65,6 +66,7 @@ PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without 
 WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread would have been woken
 
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
+FREE_WHOLE = 5e8  # the same for a whole Hessian, which makes the gap certain: some 20 ms
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
 # How much longer than those of a large product in float32 multiplications take:
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
@@ -73,7 +75,7 @@ EIGEN = 30.0  # of eigenvectors, and all that is made of them
 CHOLESKY = 0.12  # of a Cholesky factor in float64, as a multiple of n^3; half of it in float32
 SOLVE = 8.0  # of the solution with a factor, as a multiple of n^2: reading the factor takes the time
 SOLVES = 30.0  # solutions with a factor before another one is made. A guess
-MANY_CLASSES = 20  # classes that are likely enough for a row, of many, to be counted. A guess
+LIKELY_PAIRS = 10.0  # pairs of classes that are likely for a row, of many. A guess
 NEGLIGIBLE_PAIR = 1e-6  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
 # small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
@@ -86,7 +88,7 @@ LAUNCHES = 3e10  # multiplications that could be done in that time
 CHEAP = 200.0
 WARM = 50.0  # the same for a start that is near the optimum
 NEWTON = 50.0  # and for one step of Newton's method, which takes up to a hundred products
-CHECKED_BY_WHOLE = 10.0  # and for the last Newton step of a solve, which takes a dozen products or more without it
+CHECKED_BY_WHOLE = 4.0  # and for the last Newton step of a solve, which takes a dozen products or more without it
 FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its diagonal does as well; a sample has 0.125
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
@@ -156,6 +158,7 @@ class Curvature:
         self._wait = float(FIRST_LOOK)
         self._since = 0
         self._earned = 0.0  # steps, less the share EARNED of what the estimates so far have cost
+        self._diagonals: deque[tuple[Array, np.ndarray]] = deque(maxlen=2)
         # The diagonal that the estimate in use has, (K, D + 1) or (D + 1,): asked for where a gap is checked.
         self._diagonal_in_use: Callable[[], np.ndarray] = lambda: self._bounding_factor * self._squares()
         self._level = 0  # of the estimate in use: 1 for kronecker, 2 for class blocks, 3 for the whole Hessian
@@ -205,7 +208,7 @@ class Curvature:
         rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
         to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
         for level, make, cost in (
-            (3, partial(self.whole, negligible=NEGLIGIBLE_PAIR), self.cost_of_whole()),
+            (3, partial(self.whole, negligible=NEGLIGIBLE_PAIR), self.cost_of_whole(LIKELY_PAIRS)),
             (2, self.class_blocks, self.cost(self.objective.coef_shape[0])),
             (1, self.kronecker, self.cost(1, EIGEN)),
         ):
@@ -273,8 +276,7 @@ class Curvature:
         preconditioner : callable or None
             What a method of this class has returned last; None for the identity.
         """
-        n_parts = len(self._parts_of_squares(self.objective.X))
-        if 16 * n_parts * self.objective.coef_shape[0] * self.n_columns > self.max_bytes:
+        if not self._holds_diagonals():
             return preconditioner
         diagonal = self._diagonal(params)
         if preconditioner is None:
@@ -292,8 +294,23 @@ class Curvature:
         mask = self._product(None, lambda rows: rows * kept)
         return lambda grads: by_diagonal(grads) + mask(preconditioner(mask(grads)))
 
+    def _holds_diagonals(self) -> bool:
+        """Return whether a few diagonals of the Hessian fit, with the sums that they are made of."""
+        n_coef = self.objective.coef_shape[0]
+        rows = next(row_blocks(self.objective.X.shape[0], 32 * n_coef, block_bytes(self.objective.backend.device)))
+        n_parts = len(self._parts_of_squares(self.objective.X[rows, :]))
+        return bool(8 * (n_parts + 4) * n_coef * self.n_columns <= self.max_bytes)
+
     def _diagonal(self, params: Array) -> np.ndarray:
-        """Return the diagonal of the Hessian, (K, D + 1), on the host."""
+        """Return the diagonal of the Hessian, (K, D + 1), on the host. The last two are kept."""
+        for at, kept in self._diagonals:
+            if at is params:
+                return kept
+        diagonal = self._formed_diagonal(params)
+        self._diagonals.append((params, diagonal))
+        return diagonal
+
+    def _formed_diagonal(self, params: Array) -> np.ndarray:
         objective = self.objective
         shape = objective.coef_shape[0], self.n_columns
         sums, dtype = np.zeros(shape), objective.X.dtype
@@ -309,21 +326,22 @@ class Curvature:
         sums += np.maximum(penalty, self._ridge * SMALLEST * scale**2)
         return sums
 
-    def cost_of_whole(self) -> float:
+    def cost_of_whole(self, likely_pairs: float = math.inf) -> float:
         """Return what the whole Hessian costs, and solving with it, in evaluations of value and gradient.
 
-        Infinite where it would not fit, and on a GPU, for which it is not written.
+        With so many pairs of classes that are likely for a row. Infinite where it would not fit, and on a GPU, for which
+        it is not written.
         """
         objective, (n_coef, n_features) = self.objective, self.objective.coef_shape
         n, n_rows = n_coef * self.n_columns, objective.X.shape[0]
         if not is_numpy(objective.X) or self._dtype_of_whole() is None or 16 * n_rows * n_coef > self.max_bytes:
             return math.inf
         cholesky = CHOLESKY if self._dtype_of_whole() == np.float64 else CHOLESKY / 2.0
-        pairs = n_coef * (n_coef + 1) / 2 if n_coef <= MANY_CLASSES else n_coef * MANY_CLASSES / 2
-        forming = GRAM * n_rows * pairs * self.n_columns**2 / 2
+        pairs = n_coef + min(n_coef * (n_coef - 1) / 2, likely_pairs)
+        forming = 2.0 * GRAM * n_rows * pairs * self.n_columns**2  # in float64, both halves
         evaluation = 2.0 * n_rows * n_features * (n_coef + STREAM)
         work = forming + cholesky * n**3
-        return 0.0 if work < FREE else (work + SOLVES * SOLVE * n**2) / evaluation
+        return 0.0 if work < FREE_WHOLE else (work + SOLVES * SOLVE * n**2) / evaluation
 
     def _dtype_of_whole(self) -> DType | None:
         """Return the dtype in which the whole Hessian and its factor fit, or None."""
@@ -351,7 +369,8 @@ class Curvature:
                 rows = np.flatnonzero(pair > negligible)
                 if rows.size:
                     block = own if rows.size == len(own) else own[rows]
-                    H[a, :, b, :] -= (block * (weight[rows] * p[likely[rows], b])[:, None]).T @ block
+                    # Above the diagonal: LAPACK reads the rows of H as columns, and the triangle below it.
+                    H[b, :, a, :] -= (block * (weight[rows] * p[likely[rows], b])[:, None]).T @ block
 
         total = objective.total_weight
         for rows, probabilities in self._probabilities(objective.X, params):
@@ -374,13 +393,10 @@ class Curvature:
 
         def solve(rows: Array) -> Array:
             out = np.empty_like(rows)
-            for row, solution in zip(
-                rows, out, strict=True
-            ):  # trsv reads the factor at the speed of memory, trsm does not
+            for row, solution in zip(rows, out, strict=True):  # trsv reads the factor at the speed of memory, trsm not
                 scaled = (row.ravel() * per_unit).astype(dtype, copy=False)
-                solution[...] = (trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1) * per_unit).reshape(
-                    row.shape
-                )
+                solved = trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1)
+                solution[...] = (solved * per_unit).reshape(row.shape)
             return out
 
         return self._product(None, solve)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace
@@ -20,7 +19,7 @@ from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.solvers.newton_cg import Decrement, HessianProduct, newton_step
+from softmax_xp.solvers.newton_cg import ChangeAlong, Decrement, HessianProduct, newton_step
 
 
 class Check(NamedTuple):
@@ -131,7 +130,7 @@ class _LBFGS:
         memory: int,
         precondition: Preconditioner | None,
         hessian_product: HessianProduct | None,
-        largest_change: Callable[[Array], float] | None,
+        change_along: ChangeAlong | None,
         exact_inverse: Callable[[Array], Preconditioner | None] | None,
         renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None,
         due: Due | None,
@@ -140,7 +139,7 @@ class _LBFGS:
         self.precondition = precondition
         self.correlations = correlations
         self.hessian_product = hessian_product
-        self.largest_change = largest_change
+        self.change_along = change_along
         self.exact_inverse = exact_inverse
         self.renewed = renewed
         self.due = due
@@ -207,22 +206,21 @@ class _LBFGS:
     def _check(self, hessian_product: HessianProduct, point: Point, max_products: int) -> Decrement:
         """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply."""
         precondition = None if self.exact_inverse is None else self.exact_inverse(point.x)
-        if precondition is not None:
+        exact = precondition is not None
+        if exact:
             check = EXACT
         else:
             start = self.precondition if self.renewed is None else self.renewed(point.x, self.precondition)
-            precondition = partial(self._product, start=start)
+            # Pairs of steps from before the curvature has changed would hide the change.
+            precondition = self._product if start is self.precondition else start
             check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
         product = hessian_product(point.x)
         newton = newton_step(product, point.grad, precondition, max_products=max_products, **check._asdict())
-        return Decrement(newton, precondition, self.largest_change)
+        return Decrement(newton, point.x, precondition, self.change_along, exact)
 
-    def _product(self, rows: Array, start: Preconditioner | None = None) -> Array:
-        """Return the estimate of the inverse Hessian times each of `rows` (m, n).
-
-        It starts from `start`, or from the preconditioner in use.
-        """
-        start = start or self.precondition or (lambda x: x)
+    def _product(self, rows: Array) -> Array:
+        """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
+        start = self.precondition or (lambda x: x)
         if not len(self.pairs):
             return start(rows)
         return namespace(rows=rows).stack([self.pairs.product(rows[i, :], start) for i in range(rows.shape[0])])
@@ -239,7 +237,7 @@ def minimize(
     rough: Evaluation | None = None,
     precondition: Preconditioner | None = None,
     hessian_product: HessianProduct | None = None,
-    largest_change: Callable[[Array], float] | None = None,
+    change_along: ChangeAlong | None = None,
     exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
     renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None = None,
     due: Due | None = None,
@@ -259,7 +257,7 @@ def minimize(
     hessian_product : callable, optional
         Takes parameters to the function that takes a direction to the Hessian there times it. With it, the estimate
         of the gap that ends the solve is that of a Newton step; without, that of the recursion.
-    largest_change : callable, optional
+    change_along : callable, optional
         As for `newton_cg.Decrement`.
     exact_inverse : callable, optional
         Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
@@ -277,7 +275,7 @@ def minimize(
     -------
     Solution
     """
-    method = _LBFGS(memory, precondition, hessian_product, largest_change, exact_inverse, renewed, due, correlations)
+    method = _LBFGS(memory, precondition, hessian_product, change_along, exact_inverse, renewed, due, correlations)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
@@ -28,9 +29,10 @@ ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may m
 UNSETTLED = (
     0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
 )
-TRUSTED_CHANGE = 0.3  # of a difference of logits, up to which the quadratic model is trusted
+TRUSTED_CHANGE = 0.3  # of a logit, up to which the quadratic model is trusted
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
+ChangeAlong: TypeAlias = Callable[[Array, Array], float]
 
 
 class NewtonStep(NamedTuple):
@@ -140,11 +142,11 @@ class _NewtonCG:
         self,
         hessian_product: HessianProduct,
         precondition: Callable[[Array], Preconditioner] | None,
-        largest_change: Callable[[Array], float] | None,
+        change_along: ChangeAlong | None,
     ) -> None:
         self.hessian_product = hessian_product
         self.precondition = precondition
-        self.largest_change = largest_change
+        self.change_along = change_along
         self._last: tuple[Point, Decrement] | None = None
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
@@ -153,9 +155,9 @@ class _NewtonCG:
         newton = newton_step(product, point.grad, precondition)
         if newton.gap <= target:
             newton = newton_step(product, point.grad, precondition, min_products=CLOSER_PRODUCTS)
-        decrement = Decrement(newton, precondition, self.largest_change)
-        self._last = point, decrement
-        return newton.step, decrement.gap, 1.0
+        self._last = point, Decrement(newton, point.x, precondition, self.change_along)
+        gap = newton.gap if newton.gap > target else self._last[1].gap
+        return newton.step, gap, 1.0
 
     def stepped(self, before: Point, after: Point) -> None:
         pass
@@ -175,29 +177,46 @@ class _NewtonCG:
 class Decrement:
     """The gap to the optimum by a Newton step, where the quadratic model can be trusted along it.
 
-    A row's loss is self-concordant: where a step changes the differences of its logits by at most r, its curvature
-    changes by a factor of e^r at most (Bach, 2010; Sun and Tran-Dinh, 2019). With r small for all rows the model holds
-    along the step, and g' H^-1 g / 2 is the gap; otherwise the gap is unknown.
+    A row's loss is self-concordant: a step that changes the differences of its logits by at most r changes its
+    curvature by a factor of e^r at most (Bach, 2010; Sun and Tran-Dinh, 2019). With r small for all rows that count the
+    model holds along the step, and g' H^-1 g / 2 is the gap. Elsewhere the gap is unknown. An outlier that fixes a
+    coefficient, for example, holds it less with each step, and no gradient shows what the coefficient will gain once it
+    is free.
 
     Parameters
     ----------
     newton : NewtonStep
+    params : array of shape (n,)
+        Where it starts.
     precondition : callable, optional
         The preconditioner that it was found with.
-    largest_change : callable, optional
-        Takes a direction to the largest change, over all rows, of a difference of two logits along it. Without it the
-        model is taken to be right everywhere.
+    change_along : callable, optional
+        Takes parameters and a step to the largest change of a logit along it, in rows that count. Without it the model
+        is taken to be right everywhere.
+    exact : bool
+        Whether the preconditioner is the inverse Hessian where the step starts.
     """
 
     def __init__(
         self,
         newton: NewtonStep,
+        params: Array,
         precondition: Preconditioner | None,
-        largest_change: Callable[[Array], float] | None,
+        change_along: ChangeAlong | None,
+        exact: bool = False,
     ) -> None:
         self.newton = newton
+        self.exact = exact
         self.precondition = precondition
-        self.change = 0.0 if largest_change is None or math.isinf(newton.gap) else largest_change(newton.step)
+        self._params = params
+        self._change_along = change_along
+
+    @cached_property
+    def change(self) -> float:
+        """The largest change of a logit along the step."""
+        if self._change_along is None or not math.isfinite(self.newton.gap) or self.newton.decrease == 0.0:
+            return 0.0
+        return self._change_along(self._params, self.newton.step)
 
     @property
     def gap(self) -> float:
@@ -207,12 +226,12 @@ class Decrement:
     def gap_after(self, point: Point) -> float:
         """Return the gap at the end of the step.
 
-        The residual of the Newton step counts as conjugate gradients leave it. What the curvature's change has left
-        shows in the gradient, and counts as the preconditioner knows the curvature.
+        Where the preconditioner is the inverse Hessian itself, the gradient there tells it. Otherwise conjugate
+        gradients may have missed as much as they have found, in directions that the preconditioner takes for stiff.
         """
         grad, xp = point.grad, namespace(grad=point.grad)
-        if self.precondition is None:
-            return self.newton.remainder + self.newton.decrease * self.change**2
+        if not self.exact or self.precondition is None:
+            return 0.5 * self.newton.gap
         left = 0.5 * float(dot(xp, grad, self.precondition(grad[None, :])[0, :]))
         return max(left, self.newton.remainder) * math.exp(self.change)
 
@@ -227,7 +246,7 @@ def minimize(
     noise: Callable[[Array], float] | None = None,
     rough: Evaluation | None = None,
     precondition: Callable[[Array], Preconditioner] | None = None,
-    largest_change: Callable[[Array], float] | None = None,
+    change_along: ChangeAlong | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a convex function from `params`.
@@ -239,14 +258,14 @@ def minimize(
         Takes parameters to the function that takes a direction to the Hessian there times it.
     precondition : callable, optional
         Takes parameters to an estimate of the inverse Hessian, which takes arrays (m, n) to its product with each row.
-    largest_change : callable, optional
+    change_along : callable, optional
         As for `Decrement`.
 
     Returns
     -------
     Solution
     """
-    method = _NewtonCG(hessian_product, precondition, largest_change)
+    method = _NewtonCG(hessian_product, precondition, change_along)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )
