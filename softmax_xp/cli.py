@@ -15,7 +15,7 @@ from dataclasses import asdict
 from enum import StrEnum
 from errno import EACCES, EISDIR, ENOENT, ENOTDIR
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeAlias
 
 import typer
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
 MANY_CLASSES = 20  # of more, only the most confused pairs are printed
 MOST_CONFUSED = 10
+NARROWEST_TABLE = 60  # columns
+PROGRESS_SECONDS = 0.1  # between two changes of the progress line
 SCORES = ("precision", "recall", "f1")
 
 Observer: TypeAlias = "Callable[[Iterate], None]"
@@ -319,9 +321,9 @@ def evaluate(
     names = [row["label"] for row in report["classes"]]
     scores = [[row["label"], *(f"{row[k]:.4f}" for k in SCORES), row["support"]] for row in report["classes"]]
     _print_table("Scores of each class", ["class", *SCORES, "support"], scores)
-    if len(names) <= MANY_CLASSES:
-        counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
-        matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names]
+    counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
+    matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names[:MANY_CLASSES]]
+    if len(names) <= MANY_CLASSES and _fits(["", *names], matrix):
         _print_table("Confusion: true classes down, predicted ones across", ["", *names], matrix)
     else:
         mistakes = [list(pair.values()) for pair in report["confusion"] if pair["true"] != pair["predicted"]]
@@ -359,6 +361,7 @@ def devices(
 
 
 def _show_devices(found: list[DeviceInfo]) -> None:
+    header = ["device", "description", "memory", "usable", "reason"]
     rows = [
         [
             device.name,
@@ -369,7 +372,14 @@ def _show_devices(found: list[DeviceInfo]) -> None:
         ]
         for device in found
     ]
-    _print_table("", ["device", "description", "memory", "usable", "reason"], rows)
+    if _fits(header, rows):
+        _print_table("", header, rows)
+        return
+    # The terminal breaks a long line where it ends, so that a command in a reason can be copied as one line.
+    _print_table("", header[:-1], [row[:-1] for row in rows])
+    for device in found:
+        if not device.usable:
+            typer.echo(f"{device.name}: {device.reason}")
 
 
 # --- Fit and scores ---
@@ -395,22 +405,47 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Observer]:
-    """Yield what shows an iterate on stderr."""
+    """Yield a function that shows an iterate on stderr, in one line that is overwritten and, at the end, erased."""
     if quiet:
         yield lambda iterate: None
         return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    start, shown_at, length = time.perf_counter(), -math.inf, 0
 
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("fitting", total=None)
+    def write(text: str) -> None:
+        nonlocal length
+        # A carriage return and blanks are all that is needed, and every terminal has them.
+        sys.stderr.write(f"\r{text:<{length}}")
+        sys.stderr.flush()
+        length = len(text)
 
-        def show(iterate: Iterate) -> None:
-            text = f"objective {iterate.objective:.6f}  gradient norm {iterate.gradient_norm:.1e}"
-            progress.update(task, description=f"iteration {iterate.n_iter}  {text}")
+    def show(iterate: Iterate) -> None:
+        nonlocal shown_at
+        now = time.perf_counter()
+        if now - shown_at >= PROGRESS_SECONDS:
+            shown_at = now
+            write(_progress_line(iterate, now - start, _columns(sys.stderr) - 1))
 
+    write("fitting")
+    try:
         yield show
+    finally:
+        write("")
+        sys.stderr.write("\r")
+        sys.stderr.flush()
+
+
+def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
+    """Return what fits into `width` characters, the most important first: a number is shown whole or not at all."""
+    minutes, seconds = divmod(int(seconds), 60)
+    parts = [
+        f"iteration {iterate.n_iter}",
+        f"objective {iterate.objective:.6f}",
+        f"gradient norm {iterate.gradient_norm:.1e}",
+        f"{minutes}:{seconds:02d}",
+    ]
+    while len(parts) > 1 and len("  ".join(parts)) > width:
+        del parts[-1]
+    return "  ".join(parts)
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
@@ -531,17 +566,50 @@ def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[o
     from rich.table import Table
     from rich.text import Text
 
-    # A file or a pipe has no edge at which to wrap.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
+    # A terminal of fewer columns than a table of numbers needs breaks the lines itself.
+    width = max(_columns(sys.stdout), NARROWEST_TABLE)
+    console = Console(width=width, color_system="auto" if _has_color(sys.stdout) else None)
     if title:  # rich would wrap one of its own at the edge of the table
         console.print(Text(title, style="italic"))
     table = Table()
     for index, name in enumerate(header):
         numbers = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(Text(str(name)), justify="right" if numbers else "left")
+        table.add_column(
+            Text(_encodable(name)), justify="right" if numbers else "left", no_wrap=numbers, overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(_encodable(cell)) for cell in row))
     console.print(table)
+
+
+def _fits(header: Sequence[object], rows: Sequence[Sequence[object]]) -> bool:
+    """Return whether `_print_table` has room for every cell in one line."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(_encodable(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
+    return sum(widths) + 3 * len(widths) + 1 <= _columns(sys.stdout)
+
+
+def _encodable(cell: object) -> str:
+    """Return the text of `cell` with escapes (\\xfc) for the characters that the encoding of stdout does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(cell).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of a terminal in characters; a file or a pipe has no edge at which to break a line."""
+    from rich.console import Console
+
+    return Console(file=stream).width if stream.isatty() else 1000
+
+
+def _has_color(stream: TextIO) -> bool:
+    """Return whether text may be coloured: on a terminal, unless NO_COLOR (no-color.org) or TERM forbids it."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _print_error(message: str, color: str) -> None:
+    typer.echo(typer.style(message, fg=color) if _has_color(sys.stderr) else message, err=True)
 
 
 def _first_line(message: object) -> str:
@@ -554,8 +622,11 @@ def _first_line(message: object) -> str:
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit: 0 done, 2 with one line on stderr for a user's error, 130 after Ctrl-C."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller, as by >&-
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+        elif hasattr(stream, "reconfigure"):  # a label or a file name that cannot be encoded is shown with escapes
+            stream.reconfigure(errors="backslashreplace")
     kept: list[object] = []  # warnings: told when the work is done, so that an error is one line
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table has matched them
@@ -570,13 +641,13 @@ def main(args: Sequence[str] | None = None) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 1
         except Exception as error:
-            typer.secho(f"softmax-xp: error: {_error_line(error)}", fg="red", err=True)
+            _print_error(f"softmax-xp: error: {_error_line(error)}", "red")
             status = 2
     if status in (0, INTERRUPTED):
         for message in kept:
-            typer.secho(f"warning: {_first_line(message)}", fg="yellow", err=True)
+            _print_error(f"warning: {_first_line(message)}", "yellow")
     if status == INTERRUPTED:
-        typer.secho("softmax-xp: interrupted", fg="yellow", err=True)
+        _print_error("softmax-xp: interrupted", "yellow")
     sys.exit(status)
 
 
