@@ -1,4 +1,4 @@
-"""The command softmax-xp: train, predict, evaluate, devices. All printing is here."""
+"""The command softmax-xp: train, predict, evaluate, devices. All that the command prints is printed here."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Observer: TypeAlias = "Callable[[Iterate], None]"
 
 
 class Solver(StrEnum):
-    """What --solver takes."""
+    """Values of --solver."""
 
     AUTO = "auto"
     LBFGS = "lbfgs"
@@ -53,7 +53,7 @@ class Solver(StrEnum):
 
 
 class Precision(StrEnum):
-    """What --precision takes."""
+    """Values of --precision."""
 
     FLOAT32 = "float32"
     TF32 = "tf32"
@@ -61,105 +61,194 @@ class Precision(StrEnum):
 
 
 class DType(StrEnum):
-    """What --dtype takes."""
+    """Values of --dtype."""
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
 
 
 class ClassWeight(StrEnum):
-    """What --class-weight takes."""
+    """Values of --class-weight."""
 
     BALANCED = "balanced"
 
 
-ModelFile: TypeAlias = Annotated[Path, typer.Argument(help="A file that train wrote.", show_default=False)]
-DataFile: TypeAlias = Annotated[Path, typer.Argument(help="Like that of train.", show_default=False)]
-Target: TypeAlias = Annotated[
-    str | None, typer.Option(help="Column or array with the labels; for .npy and IDX their file.", show_default=False)
+ModelFile: TypeAlias = Annotated[Path, typer.Argument(help="A model that train wrote.", show_default=False)]
+DataFile: TypeAlias = Annotated[
+    Path, typer.Argument(help="A file of a kind that train reads, with the same features.", show_default=False)
 ]
-DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # by which a container says what it is for
+Target: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="<name>",
+        help="Column (.csv, .tsv, .parquet) or array (.npz) with the labels; for .npy and IDX the file with them. "
+        "Not needed where the name is a usual one, such as target, label or y.",
+        show_default=False,
+    ),
+]
+DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # the default of --device; a container image sets it
 Device: TypeAlias = Annotated[
     str,
-    typer.Option(help="auto, cpu, cuda or cuda:<index>; softmax-xp devices lists them.", envvar=DEVICE_VARIABLE),
+    typer.Option(
+        metavar="<device>",
+        help="Where to compute: auto (a usable GPU, else the CPU), cpu, cuda or cuda:<index>.",
+        envvar=DEVICE_VARIABLE,
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+    ),
 ]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON object, for another program to read.")
+]
+FIT, OUTPUT = "How to fit", "Output"  # panels of `train --help`
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = typer.Typer(rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and exit.")] = False,
 ) -> None:
-    """Softmax regression to the exact optimum, on the CPU or a CUDA GPU.
+    """Train and use softmax regression (multinomial logistic regression), on the CPU or a CUDA GPU.
 
-    softmax-xp train, without any file, is a first try with scikit-learn's digits.
+    [bold]Examples[/bold]
+
+    softmax-xp train                      a first try, with scikit-learn's digits
+
+    softmax-xp train --help               every option of a command, with examples
     """
     if version:
-        typer.echo(f"softmax-xp {__version__}")
+        print(f"softmax-xp {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        print(context.get_help())
 
 
 @app.command()
 def train(
     data: Annotated[
         Path | None,
-        typer.Argument(help="A .csv, .tsv, .parquet, .npz, .npy or IDX file; digits if none.", show_default=False),
+        typer.Argument(
+            help="Rows to train on: a .csv, .tsv, .parquet, .npz, .npy or IDX file. Without one: digits.",
+            show_default=False,
+        ),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="A file to test on, instead of held-out rows.", show_default=False)
+        Path | None, typer.Option(help="Test on this file, and hold no rows out.", show_default=False)
     ] = None,
     target: Target = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="<str>", help="Column to leave out; may be given again.", show_default=False),
+        typer.Option(metavar="<name>", help="Leave out this column. Repeat the option for more.", show_default=False),
     ] = None,
     device: Device = "auto",
     solver: Annotated[
         Solver,
         typer.Option(
-            help="auto is lbfgs that knows the curvature; the last three take mini-batches, and only come "
-            "near the optimum."
+            metavar="<name>",
+            help="auto, lbfgs and newton-cg reach the optimum; auto is the fastest on most data. sgd, adam and adamw "
+            "take mini-batches and only come near it.",
+            rich_help_panel=FIT,
         ),
     ] = Solver.AUTO,
-    C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
+    C: Annotated[
+        float,
+        typer.Option(
+            "--C",
+            metavar="<number>",
+            help="Inverse strength of the L2 penalty: the smaller, the stronger. inf is no penalty.",
+            rich_help_panel=FIT,
+        ),
+    ] = 1.0,
     tol: Annotated[
         float,
         typer.Option(
-            help="Estimated gap to the optimum, relative to the loss, at which to end; "
-            "with mini-batches the norm of the gradient."
+            metavar="<number>",
+            help="Stop when the loss is this near its minimum: 0.0001 is 0.01 %. With sgd, adam and adamw, stop when "
+            "the norm of the gradient is this small.",
+            rich_help_panel=FIT,
         ),
     ] = 1e-4,
-    max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,
-    standardize: Annotated[bool, typer.Option("--standardize", help="Scale features to mean 0, variance 1.")] = False,
+    max_iter: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="<number>",
+            help="Stop after this many iterations; with sgd, adam and adamw, epochs.",
+            rich_help_panel=FIT,
+        ),
+    ] = 1000,
+    standardize: Annotated[
+        bool,
+        typer.Option(
+            "--standardize",
+            metavar="",
+            help="Scale each feature to mean 0 and variance 1 before the fit.",
+            rich_help_panel=FIT,
+        ),
+    ] = False,
     class_weight: Annotated[
-        ClassWeight | None, typer.Option(help="Let all classes weigh the same.", show_default=False)
+        ClassWeight | None,
+        typer.Option(
+            help="Give each class the same weight, however many rows it has.",
+            show_default=False,
+            rich_help_panel=FIT,
+        ),
     ] = None,
-    holdout: Annotated[float, typer.Option(help="Share of the rows held out for testing; 0 for none.")] = 0.2,
-    dtype: Annotated[DType, typer.Option(help="Precision of the arithmetic.")] = DType.FLOAT32,
+    holdout: Annotated[
+        float,
+        typer.Option(
+            metavar="<fraction>", help="Fraction of the rows to hold out and test on. 0 is none.", rich_help_panel=FIT
+        ),
+    ] = 0.2,
+    dtype: Annotated[
+        DType, typer.Option(help="Floating-point numbers to compute with.", rich_help_panel=FIT)
+    ] = DType.FLOAT32,
     precision: Annotated[
-        Precision, typer.Option(help="Of products on a GPU: the last two are faster, and end in float32 as well.")
+        Precision,
+        typer.Option(
+            metavar="<name>",
+            help="Matrix products on a GPU: float32, or tf32 or bfloat16, which are faster. The fit ends in float32 "
+            "with all three.",
+            rich_help_panel=FIT,
+        ),
     ] = Precision.FLOAT32,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads on a CPU; all usable cores if not given.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="<number>",
+            help="Threads on the CPU. Without it, as many as there are usable cores.",
+            show_default=False,
+            rich_help_panel=FIT,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws held-out rows and mini-batches.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model.")] = Path("model.safetensors"),
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="<number>",
+            help="Random seed. It chooses the held-out rows and the mini-batches.",
+            rich_help_panel=FIT,
+        ),
+    ] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Write the model to this file.", rich_help_panel=OUTPUT)
+    ] = Path("model.safetensors"),
     plot: Annotated[
-        Path | None, typer.Option(help="Draw objective, gradient norm and gap into this image.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Draw loss, gradient norm and estimated gap of each iteration into this image (.png, .svg, .pdf).",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
     """Train a classifier, test it on held-out rows, and write it to a file.
 
-    The loss is the mean cross-entropy plus the penalty. With --standardize the
-    scaling becomes part of the coefficients, so that the model takes features as
-    they are in the file.
+    The loss that is printed is the mean cross-entropy plus the penalty. The model
+    takes features as they are in the file, also after --standardize.
 
     [bold]Examples[/bold]
 
@@ -167,7 +256,7 @@ def train(
 
     softmax-xp train iris.csv --target species --standardize
 
-    softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte --device cuda
+    softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte
 
     softmax-xp train survey.csv --target answer --drop id --drop name
 
@@ -238,7 +327,7 @@ def train(
         "output": str(output),
     }
     if as_json:
-        typer.echo(json.dumps(report))
+        print(json.dumps(report))
     else:
         size = f"{X.shape[0]} rows, {X.shape[1]} features, {len(model.classes_)} classes"
         _print_line("data", f"{table.source}: {size}")
@@ -253,8 +342,8 @@ def train(
             name = "held-out accuracy" if test is None else "test accuracy"
             _print_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)")
         if plot is not None:
-            typer.echo(f"curves written to {plot}")
-        typer.echo(f"model written to {output}")
+            print(f"curves written to {plot}")
+        print(f"model written to {output}")
     return INTERRUPTED if interrupted else 0
 
 
@@ -263,24 +352,31 @@ def predict(
     model: ModelFile,
     data: DataFile,
     target: Annotated[
-        str | None, typer.Option(help="Column with labels, to be left out, where the file has no names.")
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            help="Column with labels, which is left out. Needed only where the file does not name its columns.",
+            show_default=False,
+        ),
     ] = None,
-    proba: Annotated[bool, typer.Option("--proba", help="The probability of each class instead of labels.")] = False,
+    proba: Annotated[
+        bool, typer.Option("--proba", metavar="", help="Write the probability of each class, not the label.")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .csv file, instead of the screen.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="Write to this .csv file.", show_default=False)
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Predict the label of each row, as CSV with a header.
+    """Predict the label of each row, and print them as CSV with a header.
 
-    The columns that the model was trained on are found by their names, in any
-    order; others are ignored.
+    Columns are found by the names that they had in training. Their order does not
+    matter, and other columns are ignored.
 
     [bold]Examples[/bold]
 
     softmax-xp predict model.safetensors new.csv
 
-    softmax-xp predict model.safetensors new.csv --proba --output probabilities.csv
+    softmax-xp predict model.safetensors new.csv --proba -o probabilities.csv
     """
     if output is not None:
         _check_writable(output)
@@ -299,9 +395,9 @@ def evaluate(
 ) -> None:
     """Compare a model's predictions with the labels in a file.
 
-    Prints accuracy, log-loss (the mean of -log of the probability that the true
-    class was given), precision, recall and F1 of each class, and which classes are
-    taken for which.
+    Prints the accuracy, the log-loss, the precision, recall and F1 of each class,
+    and how many rows of each class were predicted as which. The log-loss is the
+    mean of -log p, where p is the predicted probability of the true class.
 
     [bold]Examples[/bold]
 
@@ -312,23 +408,13 @@ def evaluate(
     classifier, table = inputs.model_and_table(model, data, device, target=target)
     report: dict[str, Any] = {"device": classifier.device_, "n_samples": len(table.X)} | _scores(classifier, table)
     if as_json:
-        typer.echo(json.dumps(report))
+        print(json.dumps(report))
         return
     _print_line("data", f"{table.source}: {report['n_samples']} rows")
     _print_line("device", report["device"])
     _print_line("accuracy", f"{report['accuracy']:.4f}")
     _print_line("log-loss", f"{report['log_loss']:.6f}")
-    names = [row["label"] for row in report["classes"]]
-    scores = [[row["label"], *(f"{row[k]:.4f}" for k in SCORES), row["support"]] for row in report["classes"]]
-    _print_table("Scores of each class", ["class", *SCORES, "support"], scores)
-    counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
-    matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names[:MANY_CLASSES]]
-    if len(names) <= MANY_CLASSES and _fits(["", *names], matrix):
-        _print_table("Confusion: true classes down, predicted ones across", ["", *names], matrix)
-    else:
-        mistakes = [list(pair.values()) for pair in report["confusion"] if pair["true"] != pair["predicted"]]
-        mistakes = sorted(mistakes, key=lambda row: -row[2])[:MOST_CONFUSED]
-        _print_table(f"The {MOST_CONFUSED} most confused pairs", ["true", "predicted", "rows"], mistakes)
+    _print_scores(report)
 
 
 @app.command()
@@ -336,10 +422,15 @@ def devices(
     as_json: Json = False,
     require: Annotated[
         str | None,
-        typer.Option(help="Fail, with exit code 2, unless this device is usable.", envvar=DEVICE_VARIABLE),
+        typer.Option(
+            metavar="<device>",
+            help="Exit with status 2 unless this device can be used.",
+            show_default=False,
+            envvar=DEVICE_VARIABLE,
+        ),
     ] = None,
 ) -> None:
-    """List the devices of this machine and, where one cannot be used, why.
+    """List the devices of this machine, and say why one cannot be used.
 
     [bold]Examples[/bold]
 
@@ -353,11 +444,25 @@ def devices(
 
     found = devices()
     if as_json:
-        typer.echo(json.dumps({"devices": [asdict(device) for device in found]}))
+        print(json.dumps({"devices": [asdict(device) for device in found]}))
     else:
         _show_devices(found)
     if require is not None:
         select_backend(require)  # raises, with the reason and the remedy
+
+
+def _print_scores(report: dict[str, Any]) -> None:
+    names = [row["label"] for row in report["classes"]]
+    scores = [[row["label"], *(f"{row[k]:.4f}" for k in SCORES), row["support"]] for row in report["classes"]]
+    _print_table("Scores of each class", ["class", *SCORES, "support"], scores)
+    counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
+    matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names[:MANY_CLASSES]]
+    if len(names) <= MANY_CLASSES and _fits(["", *names], matrix):
+        _print_table("Confusion: true classes down, predicted ones across", ["", *names], matrix)
+    else:
+        mistakes = [list(pair.values()) for pair in report["confusion"] if pair["true"] != pair["predicted"]]
+        mistakes = sorted(mistakes, key=lambda row: -row[2])[:MOST_CONFUSED]
+        _print_table(f"The {MOST_CONFUSED} most confused pairs", ["true", "predicted", "rows"], mistakes)
 
 
 def _show_devices(found: list[DeviceInfo]) -> None:
@@ -379,7 +484,7 @@ def _show_devices(found: list[DeviceInfo]) -> None:
     _print_table("", header[:-1], [row[:-1] for row in rows])
     for device in found:
         if not device.usable:
-            typer.echo(f"{device.name}: {device.reason}")
+            print(f"{device.name}: {device.reason}")
 
 
 # --- Fit and scores ---
@@ -558,7 +663,7 @@ def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
 
 
 def _print_line(name: str, value: str) -> None:
-    typer.echo(f"{name:<17} {value}")
+    print(f"{name:<17} {value}")
 
 
 def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
@@ -591,7 +696,7 @@ def _fits(header: Sequence[object], rows: Sequence[Sequence[object]]) -> bool:
 
 
 def _encodable(cell: object) -> str:
-    """Return the text of `cell` with escapes (\\xfc) for the characters that the encoding of stdout does not have."""
+    """Return the text of `cell`, with escapes for the characters that the encoding of stdout does not have."""
     encoding = sys.stdout.encoding or "utf-8"
     return str(cell).encode(encoding, "backslashreplace").decode(encoding)
 
@@ -609,7 +714,7 @@ def _has_color(stream: TextIO) -> bool:
 
 
 def _print_error(message: str, color: str) -> None:
-    typer.echo(typer.style(message, fg=color) if _has_color(sys.stderr) else message, err=True)
+    print(typer.style(message, fg=color) if _has_color(sys.stderr) else message, file=sys.stderr)
 
 
 def _first_line(message: object) -> str:

@@ -42,6 +42,27 @@ def test_every_public_name_is_there():
         _ = sx.sofmax
 
 
+@pytest.mark.parametrize("use", ["", "sx.softmax, sx.SoftmaxClassifier, sx.Trainer"], ids=["fresh", "in use"])
+def test_dir_and_tab_completion_show_public_names_alone(python, use):
+    command, environment = python
+    code = f"""
+import rlcompleter, softmax_xp as sx
+{use}
+complete, names = rlcompleter.Completer(dict(sx=sx)).complete, []
+while (name := complete("sx.", len(names))) is not None:
+    names.append(name.removeprefix("sx.").rstrip("()"))
+print(*dir(sx), sep=",")
+print(*names, sep=",")
+print(*(name for name in vars(sx) if not name.startswith("_")), sep=",")
+"""
+    done = subprocess.run([*command, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    listed, completed, there = (set(text.split(",")) - {""} for text in done.stdout.split("\n")[:3])
+    assert listed == set(sx.__all__)
+    assert completed == {name for name in sx.__all__ if not name.startswith("_")}
+    modules = {path.stem for path in Path(sx.__file__).parent.iterdir()}
+    assert there - modules <= set(sx.__all__)
+
+
 def test_every_public_object_has_a_docstring():
     for name in sx.__all__:
         if not name.startswith("__"):
