@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import softmax_xp as sx
 from softmax_xp import backend, readers, trainer
@@ -97,3 +100,21 @@ def test_installation_holds_every_file_of_the_checkout():
         return {p.relative_to(root) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
 
     assert files(source) - files(installed) == set()
+
+
+def test_the_images_pin_every_dependency_to_a_version_that_the_project_allows():
+    """What images need directly; docker/check.sh sees to what these need in turn."""
+    top = Path(__file__).parents[1]
+    if not (top / "docker").is_dir():
+        pytest.skip("no docker/ beside the tests")
+    lines = (top / "docker" / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, lines[1:])}
+    project = tomllib.loads((top / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    groups = [project["project"]["dependencies"], project["build-system"]["requires"]]
+    groups += [extras[name] for name in ("cuda13", "plot", "parquet", "test")]
+    for wanted in map(Requirement, itertools.chain(*groups)):
+        if wanted.name != "softmax-xp":
+            (exact,) = pins[canonicalize_name(wanted.name)].specifier
+            assert exact.operator == "=="
+            assert exact.version in wanted.specifier
