@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shlex
+import shutil
 import subprocess
 import tomllib
 from importlib import metadata
@@ -118,3 +121,22 @@ def test_the_images_pin_every_dependency_to_a_version_that_the_project_allows():
             (exact,) = pins[canonicalize_name(wanted.name)].specifier
             assert exact.operator == "=="
             assert exact.version in wanted.specifier
+
+
+def test_the_commands_in_the_readme_run_in_order(python, tmp_path):
+    readme = Path(__file__).parents[1] / "README.md"
+    bash = shutil.which("bash")
+    if not readme.is_file() or bash is None:
+        pytest.skip("no README.md beside the tests, or no bash")
+    section = readme.read_text(encoding="utf-8").split("## The command line\n")[1]
+    commands = section.split("```\n")[1]
+    assert all(name in commands for name in ("train ", "evaluate ", "predict ", "devices"))
+    command, environment = python
+    for name, arguments in {"python": "", "softmax-xp": "-m softmax_xp"}.items():
+        (tmp_path / name).write_text(f'#!{bash}\nexec {shlex.join(command)} {arguments} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment["PATH"] = os.pathsep.join([str(tmp_path), environment["PATH"]])
+    done = subprocess.run([bash, "-ec", commands], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "model written to iris.safetensors" in done.stdout
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 151
