@@ -36,7 +36,7 @@ class MLP:
         Width of each layer, from n_features to n_classes: [784, 256, 10] has one hidden layer.
     activation : {"relu", "tanh"}, default "relu"
     init : {"he", "glorot", "zeros"}, optional
-        Distribution of the initial weights: normal with variance 2 / n_in (He et al., 2015, doi:10.1109/ICCV.2015.123), or
+        Initial weights: normal with variance 2 / n_in (He et al., 2015, doi:10.1109/ICCV.2015.123), or
         uniform with variance 2 / (n_in + n_out) (Glorot and Bengio, 2010). By default "he" for relu and "glorot"
         for tanh. Intercepts start at zero.
     random_state : int, numpy.random.Generator or None, default 0

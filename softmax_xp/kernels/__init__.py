@@ -18,8 +18,8 @@ PROVIDERS = {
     ("cupy", "bfloat16"): "cuda",
 }
 
-# Precision of the factors of matrix products: float32, or rounded to 10 (tf32) or 7 (bfloat16) bits of fraction. Sums are
-# float32 in all three. For data in other dtypes there is only the first, and it means the dtype of the data.
+# Precision of the factors of matrix products: float32, or rounded to 10 (tf32) or 7 (bfloat16) bits of fraction. Sums
+# are float32 in all three. For data in other dtypes there is only the first, and it means the dtype of the data.
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 

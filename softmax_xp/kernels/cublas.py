@@ -125,9 +125,7 @@ def _functions() -> tuple[Any, Any]:
     if os.name == "nt":
         path = import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path  # as CuPy finds it
     else:
-        path = (
-            wrapper.__file__
-        )  # a symbol that is looked up in this library is looked up in cuBLAS, which it links, too
+        path = wrapper.__file__  # it links cuBLAS, so that a symbol looked up in it is found there
     library = ctypes.CDLL(path)
     set_stream, gemm = library.cublasSetStream_v2, library.cublasGemmEx_64
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64

@@ -103,7 +103,7 @@ def recorded(function: Callable[[], Tree]) -> tuple[Callable[[], object], Tree]:
 
 
 def _mapped(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    """Return the tree with `function` applied to each leaf. The leaves of a dict are visited in the order of its sorted keys."""
+    """Return the tree with `function` applied to each leaf, leaves of a dict in the order of sorted keys."""
     if isinstance(tree, dict):
         made = {key: _mapped(function, tree[key]) for key in sorted(tree)}
         return {key: made[key] for key in tree}

@@ -14,8 +14,8 @@ TYPES = {
     "uint16": ("BFloat16", "float"),  # the bits of bfloat16, for which CuPy has no dtype of its own
 }
 PACK_BYTES = 16  # the widest load or store of one thread
-# Bytes of a row that a thread holds in registers: where a row has at most one warp, and where it has a block. In a block,
-# threads have 64 registers each, so that a multiprocessor can run 1024 of them. With twice as many bytes, registers spill.
+# Bytes of a row that a thread holds in registers: where a row has at most one warp, and where it has a block. Threads of
+# a block have 64 registers each, so that a multiprocessor can run 1024 of them. Twice as many bytes spill.
 HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
 HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # packs in registers that kernels are compiled for
 GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads per row
@@ -60,9 +60,9 @@ def launch_of(
     """Return the launch for a shape.
 
     Dense rows of few classes have one thread each. Other rows have a part of a warp, a warp or a block: the fewest
-    threads that can hold the whole row. The largest block holds as much of a longer row as fits. A block's shared memory
-    is in proportion to its threads, so that several blocks can be resident on a multiprocessor: while one reads, another
-    reduces or writes.
+    threads that can hold the whole row. The largest block holds as much of a longer row as fits. The shared memory of a
+    block is in proportion to its threads, so that several blocks can be resident on a multiprocessor: while one reads,
+    another reduces or writes.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def launch_of(
     class_major : bool
         Whether neighbours in memory are rows, not classes.
     aligned : bool
-        Whether each row of each matrix starts at a multiple of PACK_BYTES, and a row of logits is a whole number of packs.
+        Whether each row of each matrix starts at a multiple of PACK_BYTES, and rows of logits are whole packs.
     dense : bool
         Whether logits and output start at a multiple of PACK_BYTES and have no gap between their rows.
     written : str, optional
@@ -110,7 +110,7 @@ def kinds_of(dtype: str, row_pass: str, targets: str, written: str | None = None
 def row_launch(
     n_rows: int, n_classes: int, dtype: str, kinds: str, pack: int, group: int, held: int, in_shared: int = 0
 ) -> Launch:
-    """Return the launch of `row_major` with `pack` numbers per pack, `group` threads per row, and `held` packs in registers.
+    """Return the launch of `row_major`: `pack` numbers per pack, `group` threads per row, `held` packs in registers.
 
     Each thread keeps at most `in_shared` further packs in shared memory.
     """

@@ -204,8 +204,8 @@ def run(
         Called after each step with the number of steps taken, the value before the step, and the parameters
         after it; a true result ends the loop.
     repeated : callable, optional
-        `Backend.repeated`: wraps the step, so that a GPU can replay it as a CUDA graph. Only for a `value_and_grad` that
-        runs the same operations at every call.
+        `Backend.repeated`, which lets a GPU replay the step as a CUDA graph. Only for a `value_and_grad` that runs the
+        same operations at every call.
     """
 
     def one_step(params: Params, state: State, batch: Any, factors: tuple[float, ...]) -> tuple[Array, Params, State]:
