@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from softmax_xp.solvers import Iterate
 
 INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
-MANY_CLASSES = 20  # of more, only the most confused pairs are printed
+MANY_CLASSES = 20  # with more, the most confused pairs are printed instead of the confusion matrix
 MOST_CONFUSED = 10
-NARROWEST_TABLE = 60  # columns
+NARROWEST_TABLE = 60  # columns of the terminal
 PROGRESS_SECONDS = 0.1  # between two changes of the progress line
 SCORES = ("precision", "recall", "f1")
 
@@ -268,7 +268,7 @@ def train(
     from softmax_xp import SoftmaxClassifier, select_backend
     from softmax_xp._arrays import check_real
 
-    # What can be refused is refused before the data are read.
+    # Check all that can be checked before the data are read.
     check_real(C, "--C", low=0.0, include_low=False)
     check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False)
     check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False)
@@ -491,7 +491,7 @@ def _show_devices(found: list[DeviceInfo]) -> None:
 
 
 def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> tuple[list[Iterate], bool]:
-    """Fit with a progress line, where someone watches; return all iterates, and whether Ctrl-C ended the fit."""
+    """Fit, with a progress line on a terminal; return all iterates, and whether Ctrl-C ended the fit."""
     from sklearn.exceptions import ConvergenceWarning
 
     curve: list[Iterate] = []
@@ -510,7 +510,7 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Observer]:
-    """Yield a function that shows an iterate on stderr, in one line that is overwritten and, at the end, erased."""
+    """Yield a function that shows an iterate on stderr. It overwrites one line, which is erased at the end."""
     if quiet:
         yield lambda iterate: None
         return
@@ -518,7 +518,7 @@ def _progress(quiet: bool) -> Iterator[Observer]:
 
     def write(text: str) -> None:
         nonlocal length
-        # A carriage return and blanks are all that is needed, and every terminal has them.
+        # A carriage return and blanks overwrite a line on every terminal, without escape codes.
         sys.stderr.write(f"\r{text:<{length}}")
         sys.stderr.flush()
         length = len(text)
@@ -540,7 +540,7 @@ def _progress(quiet: bool) -> Iterator[Observer]:
 
 
 def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
-    """Return what fits into `width` characters, the most important first: a number is shown whole or not at all."""
+    """Return the parts of the progress line that fit into `width` characters, the most important first."""
     minutes, seconds = divmod(int(seconds), 60)
     parts = [
         f"iteration {iterate.n_iter}",
@@ -554,7 +554,7 @@ def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
-    """Make a model of (X - mean) / scale one of X."""
+    """Change a model of (X - mean) / scale into a model of X."""
     import numpy as np
 
     dtype = model.coef_.dtype
@@ -604,7 +604,7 @@ def _scores(classifier: SoftmaxClassifier, table: Table) -> dict[str, Any]:
 
 
 def _check_writable(path: Path) -> None:
-    """Raise before the work is done what open() would raise after it."""
+    """Raise the error that open() would raise on writing to `path`, before the work is done."""
     folder = path.parent
     code = 0
     if path.is_dir():
@@ -620,7 +620,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _check_kept(path: Path, option: str, others: Sequence[Path], what: str) -> None:
-    """Raise where writing to `path` would overwrite one of the others."""
+    """Raise if writing to `path` would overwrite one of the others."""
     if any(_is_same_file(path, other) for other in others):
         raise ValueError(f"{option} must not be {what}, got {str(path)!r}, which would be overwritten; name another")
 
@@ -671,10 +671,10 @@ def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[o
     from rich.table import Table
     from rich.text import Text
 
-    # A terminal of fewer columns than a table of numbers needs breaks the lines itself.
+    # A narrower terminal breaks the lines itself.
     width = max(_columns(sys.stdout), NARROWEST_TABLE)
     console = Console(width=width, color_system="auto" if _has_color(sys.stdout) else None)
-    if title:  # rich would wrap one of its own at the edge of the table
+    if title:  # rich would wrap the title of a table at the edge of the table
         console.print(Text(title, style="italic"))
     table = Table()
     for index, name in enumerate(header):
@@ -688,7 +688,7 @@ def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[o
 
 
 def _fits(header: Sequence[object], rows: Sequence[Sequence[object]]) -> bool:
-    """Return whether `_print_table` has room for every cell in one line."""
+    """Return whether every row of the table fits into one line of the terminal."""
     from rich.cells import cell_len
 
     widths = [max(cell_len(_encodable(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
@@ -732,9 +732,9 @@ def main(args: Sequence[str] | None = None) -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):  # a label or a file name that cannot be encoded is shown with escapes
             stream.reconfigure(errors="backslashreplace")
-    kept: list[object] = []  # warnings: told when the work is done, so that an error is one line
+    kept: list[object] = []  # warnings, printed when the work is done, so that an error is one line
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table has matched them
+        warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table matches them
         warnings.showwarning = lambda message, *_: kept.append(message)
         try:
             command = typer.main.get_command(app)
@@ -742,7 +742,7 @@ def main(args: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
             status = INTERRUPTED
-        except BrokenPipeError:  # the reader has seen enough, as in `| head`
+        except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             status = 1
         except Exception as error:
@@ -757,7 +757,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _error_line(error: Exception) -> str:
-    """Return what a user's error says, in one line; raise again what only a fault of this program can be."""
+    """Return the message of a user's error, in one line; raise other exceptions again, because they are bugs."""
     from softmax_xp import DeviceUnavailableError
 
     if hasattr(error, "format_message"):  # typer's own, whose classes are private

@@ -14,8 +14,8 @@ TYPES = {
     "uint16": ("BFloat16", "float"),  # the bits of bfloat16, for which CuPy has no dtype of its own
 }
 PACK_BYTES = 16  # the widest load or store of one thread
-# Bytes of a row that a thread holds in registers: where a row has at most one warp, and where it has a block. Threads of
-# a block have 64 registers each, so that a multiprocessor can run 1024 of them. Twice as many bytes spill.
+# Bytes of a row that a thread holds in registers: if a row has at most one warp, and if it has a block. Threads of a
+# block have 64 registers each, so that a multiprocessor can run 1024 of them. Twice as many bytes spill.
 HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
 HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # packs in registers that kernels are compiled for
 GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads per row
