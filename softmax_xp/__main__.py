@@ -1,6 +1,22 @@
 """`python -m softmax_xp` is the command `softmax-xp`."""
 
-from softmax_xp.cli import main
+import sys
+
+from softmax_xp._signals import interruption
+
+
+def main() -> None:
+    """Run the command, with signals handled while it is loaded and until the interpreter ends."""
+    interruption.handle_until_exit()
+    try:
+        from softmax_xp.cli import main as command
+
+        command()
+    except KeyboardInterrupt:
+        sys.exit(interruption.status)
+    finally:
+        interruption.end()
+
 
 if __name__ == "__main__":
     main()

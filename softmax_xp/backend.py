@@ -29,6 +29,7 @@ from softmax_xp._arrays import (
     is_gpu,
     is_numpy,
     namespace,
+    native,
     to_numpy,
 )
 from softmax_xp.kernels import Kernels, kernels_for
@@ -86,7 +87,7 @@ class Backend:
         """
         if isinstance(dtype, str):
             dtype = getattr(self.xp, dtype)
-        x = detached(x)
+        x = native(detached(x))
         with self.context():
             if is_array(x) and array_api_compat.array_namespace(x) is self.xp:
                 x = x if device_of(x) == self.device else array_api_compat.to_device(x, self.device)

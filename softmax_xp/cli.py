@@ -13,14 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
-from errno import EACCES, EISDIR, ENOENT, ENOTDIR
+from errno import EACCES, EIO, EISDIR, ENOENT, ENOTDIR
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeAlias
 
 import typer
 
 from softmax_xp import __version__, inputs
-from softmax_xp._files import whole_file
+from softmax_xp._files import standard_stream, whole_file
+from softmax_xp._signals import Interrupted, interruption
 
 # NumPy, scikit-learn and rich are imported where they are used, so that --help answers at once.
 if TYPE_CHECKING:
@@ -31,12 +33,14 @@ if TYPE_CHECKING:
     from softmax_xp.readers import Table
     from softmax_xp.solvers import Iterate
 
-INTERRUPTED = 130  # the exit status that shells give to a command ended by Ctrl-C
+UNREAD = 1  # the exit status of a command whose reader has gone, as in `| head`
+CSV_ENDINGS = (".csv", ".txt", "")
 MANY_CLASSES = 20  # with more, the most confused pairs are printed instead of the confusion matrix
 MOST_CONFUSED = 10
 NARROWEST_TABLE = 60  # columns of the terminal
 PROGRESS_SECONDS = 0.1  # between two changes of the progress line
 SCORES = ("precision", "recall", "f1")
+LONG_READING = 2.0  # seconds, after which the progress of reading is shown
 
 Observer: TypeAlias = "Callable[[Iterate], None]"
 
@@ -67,6 +71,21 @@ class DType(StrEnum):
     FLOAT64 = "float64"
 
 
+class Labels(StrEnum):
+    """Values of --labels."""
+
+    AUTO = "auto"
+    TEXT = "text"
+
+
+class Header(StrEnum):
+    """Values of --header."""
+
+    AUTO = "auto"
+    YES = "yes"
+    NO = "no"
+
+
 class ClassWeight(StrEnum):
     """Values of --class-weight."""
 
@@ -84,6 +103,14 @@ Target: TypeAlias = Annotated[
         help="Column (.csv, .tsv, .parquet) or array (.npz) with the labels; for .npy and IDX the file with them. "
         "Not needed where the name is a usual one, such as target, label or y.",
         show_default=False,
+    ),
+]
+HasHeader: TypeAlias = Annotated[
+    Header,
+    typer.Option(
+        "--header",
+        metavar="auto|yes|no",
+        help="Whether the first line of a .csv has column names. auto: yes if it has text, or counts from 0.",
     ),
 ]
 DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # the default of --device; a container image sets it
@@ -128,7 +155,8 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="Rows to train on: a .csv, .tsv, .parquet, .npz, .npy or IDX file. Without one: digits.",
+            help="Rows to train on: a .csv, .tsv, .parquet, .npz, .npy or IDX file, or - for standard input. "
+            "Without one: digits.",
             show_default=False,
         ),
     ] = None,
@@ -140,6 +168,15 @@ def train(
         list[str] | None,
         typer.Option(metavar="<name>", help="Leave out this column. Repeat the option for more.", show_default=False),
     ] = None,
+    labels: Annotated[
+        Labels,
+        typer.Option(
+            metavar="auto|text",
+            help="text makes text of all labels. auto keeps them as the file has them; those of a .csv are numbers if "
+            "Python would write each in the same way, so 01 is text.",
+        ),
+    ] = Labels.AUTO,
+    header: HasHeader = Header.AUTO,
     device: Device = "auto",
     solver: Annotated[
         Solver,
@@ -269,24 +306,31 @@ def train(
     from softmax_xp._arrays import check_real
 
     # Check all that can be checked before the data are read.
-    check_real(C, "--C", low=0.0, include_low=False)
-    check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False)
-    check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False)
+    check_real(C, "--C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
+    remedy = "choose a value such as 1e-4"
+    check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False, remedy=remedy)
+    remedy = "choose a share such as 0.2, or 0 for none"
+    check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False, remedy=remedy)
     select_backend(device)
     _check_writable(output)
     figure = None if plot is None else _figure(plot)
     read = inputs.files_of(data, target) + inputs.files_of(test, None)
     _check_kept(output, "--output", read, "a file to be read")
+    if standard_stream(output) == 1:
+        raise ValueError(f"--output must not be where the report is printed, got {str(output)!r}; name a file")
     if plot is not None:
         _check_kept(plot, "--plot", read, "a file to be read")
         _check_kept(plot, "--plot", [output], "that of --output")
 
-    table = inputs.training_table(data, target, drop or [])
-    if test is None:
-        X, y, X_test, y_test = inputs.split(table, holdout, seed)
-    else:
-        X, y = table.X, np.asarray(table.y)
-        X_test, y_test = inputs.test_rows(test, target, table)
+    # Standardised features have another range than those of the file.
+    options = {"header": header.value, "dtype": "float64" if standardize else dtype.value}
+    with _reading(as_json) as show:
+        table = inputs.training_table(data, target, drop or [], labels=labels.value, progress=show, **options)
+        if test is None:
+            X, y, X_test, y_test = inputs.split(table, holdout, seed)
+        else:
+            X, y = table.X, np.asarray(table.y)
+            X_test, y_test = inputs.test_rows(test, target, table, progress=show, **options)
     scaler = StandardScaler().fit(X) if standardize else None
     model = SoftmaxClassifier(
         C=C,
@@ -306,10 +350,9 @@ def train(
     if scaler is not None:
         _fold(model, scaler.mean_, scaler.scale_)
     _name_features(model, table.feature_names)
-    model.save(output)
-    if plot is not None:
-        _draw(figure, curve, plot)
+    drawing = None if plot is None else _drawing(figure, curve, plot)
 
+    replaces = output.is_file()
     report = {
         "device": model.device_,
         "n_samples": X.shape[0],
@@ -317,7 +360,7 @@ def train(
         "classes": model.classes_.tolist(),
         "objective": model.objective_,
         "gradient_norm": model.gradient_norm_,
-        "estimated_gap": None if math.isnan(model.estimated_gap_) else model.estimated_gap_,
+        "estimated_gap": model.estimated_gap_ if math.isfinite(model.estimated_gap_) else None,
         "n_iter": int(model.n_iter_[0]),
         "converged": model.converged_,
         "seconds": seconds,
@@ -325,26 +368,37 @@ def train(
         "test_accuracy": model.score(X_test, y_test) if len(X_test) else None,
         "test_rows": len(X_test),
         "output": str(output),
-    }
+    } | ({"replaced": True} if replaces else {})
     if as_json:
-        print(json.dumps(report))
+        lines = [json.dumps(report)]
     else:
         size = f"{X.shape[0]} rows, {X.shape[1]} features, {len(model.classes_)} classes"
-        _print_line("data", f"{table.source}: {size}")
-        _print_line("device", model.device_)
-        _print_line("final loss", f"{model.objective_:.6f}")
-        _print_line("gradient norm", f"{model.gradient_norm_:.1e}")
-        if not math.isnan(model.estimated_gap_):
-            _print_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss")
-        _print_line("iterations", f"{report['n_iter']} in {seconds:.2f} s")
-        _print_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)")
+        lines = [_line("data", f"{table.source}: {size}")]
+        lines.append(_line("device", model.device_))
+        lines.append(_line("final loss", f"{model.objective_:.6f}"))
+        lines.append(_line("gradient norm", f"{model.gradient_norm_:.1e}"))
+        if math.isinf(model.estimated_gap_):
+            lines.append(_line("estimated gap", "unknown"))
+        elif not math.isnan(model.estimated_gap_):
+            lines.append(_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss"))
+        lines.append(_line("iterations", f"{report['n_iter']} in {seconds:.2f} s"))
+        lines.append(_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)"))
         if len(X_test):
             name = "held-out accuracy" if test is None else "test accuracy"
-            _print_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)")
+            lines.append(_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)"))
+    # All that can fail comes before a file is replaced, and the model is written last.
+    is_read = _say(*lines)
+    if plot is not None and drawing is not None:
+        with whole_file(plot, "wb") as stream:
+            stream.write(drawing)
+    model.save(output)
+    if not as_json:
         if plot is not None:
-            print(f"curves written to {plot}")
-        print(f"model written to {output}")
-    return INTERRUPTED if interrupted else 0
+            is_read &= _say(f"curves written to {plot}")
+        is_read &= _say(f"model written to {output}{', in place of the old one' if replaces else ''}")
+    if interrupted:
+        return interruption.status
+    return 0 if is_read else UNREAD
 
 
 @app.command()
@@ -365,6 +419,7 @@ def predict(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Write to this .csv file.", show_default=False)
     ] = None,
+    header: HasHeader = Header.AUTO,
     device: Device = "auto",
 ) -> None:
     """Predict the label of each row, and print them as CSV with a header.
@@ -380,8 +435,14 @@ def predict(
     """
     if output is not None:
         _check_writable(output)
+        if output.suffix.lower() not in CSV_ENDINGS and (output.is_file() or not output.exists()):
+            example = output.with_suffix(".csv")
+            raise ValueError(f"--output must end in .csv (CSV is written), got {str(output)!r}; name it {example}")
         _check_kept(output, "--output", [model, *inputs.files_of(data, target)], "a file to be read")
-    classifier, table = inputs.model_and_table(model, data, device, target=target, need_target=False)
+    with _reading() as show:
+        classifier, table = inputs.model_and_table(
+            model, data, device, target=target, need_target=False, header=header.value, progress=show
+        )
     values = classifier.predict_proba(table.X) if proba else classifier.predict(table.X).reshape(-1, 1)
     with whole_file(output, encoding="utf-8", newline="") if output else nullcontext(sys.stdout) as stream:
         writer = csv.writer(stream, lineterminator="\n")
@@ -391,7 +452,12 @@ def predict(
 
 @app.command()
 def evaluate(
-    model: ModelFile, data: DataFile, target: Target = None, device: Device = "auto", as_json: Json = False
+    model: ModelFile,
+    data: DataFile,
+    target: Target = None,
+    header: HasHeader = Header.AUTO,
+    device: Device = "auto",
+    as_json: Json = False,
 ) -> None:
     """Compare a model's predictions with the labels in a file.
 
@@ -405,7 +471,10 @@ def evaluate(
 
     softmax-xp evaluate model.safetensors t10k-images-idx3-ubyte --json
     """
-    classifier, table = inputs.model_and_table(model, data, device, target=target)
+    with _reading(as_json) as show:
+        classifier, table = inputs.model_and_table(
+            model, data, device, target=target, header=header.value, progress=show
+        )
     report: dict[str, Any] = {"device": classifier.device_, "n_samples": len(table.X)} | _scores(classifier, table)
     if as_json:
         print(json.dumps(report))
@@ -495,48 +564,69 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
     from sklearn.exceptions import ConvergenceWarning
 
     curve: list[Iterate] = []
-    with warnings.catch_warnings(record=True) as caught, _progress(quiet or not sys.stderr.isatty()) as show:
+    with warnings.catch_warnings(record=True) as caught, _fitting(quiet) as show:
         warnings.simplefilter("always", ConvergenceWarning)
 
         def observe(iterate: Iterate) -> None:
             curve.append(iterate)
             show(iterate)
+            if interruption.number is not None:  # where the KeyboardInterrupt was lost, as in a finaliser
+                raise Interrupted
 
         model.fit(X, y, observe=observe)
+        interruption.defer()  # a model that is there is written
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     return curve, any(": interrupted" in str(warning.message) for warning in caught)
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Observer]:
-    """Yield a function that shows an iterate on stderr. It overwrites one line, which is erased at the end."""
-    if quiet:
-        yield lambda iterate: None
+def _fitting(quiet: bool) -> Iterator[Observer]:
+    """Yield a function that shows an iterate on the progress line."""
+    start = time.perf_counter()
+    with _progress(quiet) as show:
+        show(lambda width: "fitting")
+        yield lambda iterate: show(lambda width: _progress_line(iterate, time.perf_counter() - start, width))
+
+
+@contextmanager
+def _reading(quiet: bool = False) -> Iterator[Callable[[float], None]]:
+    """Yield a function that shows the fraction of a file that has been read, once reading takes LONG_READING."""
+    start = time.perf_counter()
+    with _progress(quiet) as show:
+
+        def show_fraction(fraction: float) -> None:
+            if time.perf_counter() - start >= LONG_READING:
+                show(lambda width: f"reading {fraction:.0%}"[:width])
+
+        yield show_fraction
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Callable[[int], str]], None]]:
+    """Yield a function that shows on stderr, if that is a terminal, the text that its argument returns for a width.
+
+    The text overwrites the one before, at most once in PROGRESS_SECONDS, and is erased at the end.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda text: None
         return
-    start, shown_at, length = time.perf_counter(), -math.inf, 0
+    shown_at, length = -math.inf, 0
 
-    def write(text: str) -> None:
-        nonlocal length
-        # A carriage return and blanks overwrite a line on every terminal, without escape codes.
-        sys.stderr.write(f"\r{text:<{length}}")
-        sys.stderr.flush()
-        length = len(text)
-
-    def show(iterate: Iterate) -> None:
-        nonlocal shown_at
+    def show(text: Callable[[int], str]) -> None:
+        nonlocal shown_at, length
         now = time.perf_counter()
         if now - shown_at >= PROGRESS_SECONDS:
-            shown_at = now
-            write(_progress_line(iterate, now - start, _columns(sys.stderr) - 1))
+            line = text(_columns(sys.stderr) - 1)
+            # A carriage return and blanks overwrite a line on every terminal, without escape codes.
+            _print_to_stderr(f"\r{line:<{length}}", end="")
+            shown_at, length = now, len(line)
 
-    write("fitting")
     try:
         yield show
     finally:
-        write("")
-        sys.stderr.write("\r")
-        sys.stderr.flush()
+        if length:
+            _print_to_stderr(f"\r{'':<{length}}\r", end="")
 
 
 def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
@@ -554,13 +644,12 @@ def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
-    """Change a model of (X - mean) / scale into a model of X."""
+    """Change a model of (X - mean) / scale into a model of X, in float64: float32 rounds large means too much."""
     import numpy as np
 
-    dtype = model.coef_.dtype
-    coef = model.coef_.astype(np.float64) / scale  # (K, D)
-    model.intercept_ = (model.intercept_ - coef @ mean).astype(dtype)
-    model.coef_ = coef.astype(dtype)
+    model.coef_ = model.coef_.astype(np.float64) / scale  # (K, D)
+    model.intercept_ = model.intercept_.astype(np.float64) - model.coef_ @ mean
+    model.dtype = "float64"
 
 
 def _name_features(model: SoftmaxClassifier, names: list[str] | None) -> None:
@@ -607,6 +696,8 @@ def _check_writable(path: Path) -> None:
     """Raise the error that open() would raise on writing to `path`, before the work is done."""
     folder = path.parent
     code = 0
+    if standard_stream(path) is not None:
+        return
     if path.is_dir():
         code = EISDIR
     elif path.exists() and not path.is_file():  # a device, such as /dev/null
@@ -646,7 +737,8 @@ def _figure(path: Path) -> Any:
     return figure
 
 
-def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
+def _drawing(figure: Any, curve: list[Iterate], path: Path) -> bytes:
+    """Return the picture, in the format that the ending of `path` names."""
     above, below = figure.subplots(2, sharex=True)
     steps = [iterate.n_iter for iterate in curve]
     above.plot(steps, [iterate.objective for iterate in curve])
@@ -656,14 +748,37 @@ def _draw(figure: Any, curve: list[Iterate], path: Path) -> None:
         below.semilogy(steps, [iterate.estimated_gap for iterate in curve], label="estimated gap to the optimum")
     below.set(xlabel="iteration")
     below.legend()
-    figure.savefig(path)
+    stream = BytesIO()
+    figure.savefig(stream, format=path.suffix[1:].lower())
+    return stream.getvalue()
 
 
 # --- Text out ---
 
 
+def _line(name: str, value: str) -> str:
+    return f"{name:<17} {value}"
+
+
 def _print_line(name: str, value: str) -> None:
-    print(f"{name:<17} {value}")
+    print(_line(name, value))
+
+
+def _say(*lines: str) -> bool:
+    """Print lines, and return whether they had a reader. Without one, later lines are discarded too."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError) and error.errno != EIO:  # EIO: a terminal that has hung up
+            raise
+        _discard(sys.stdout)
+        return False
+    return True
+
+
+def _discard(stream: TextIO) -> None:
+    """Let all that is still printed to a stream go to the null device."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[object]]) -> None:
@@ -714,7 +829,14 @@ def _has_color(stream: TextIO) -> bool:
 
 
 def _print_error(message: str, color: str) -> None:
-    print(typer.style(message, fg=color) if _has_color(sys.stderr) else message, file=sys.stderr)
+    _print_to_stderr(typer.style(message, fg=color) if _has_color(sys.stderr) else message)
+
+
+def _print_to_stderr(text: str, end: str = "\n") -> None:
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:  # a terminal that has hung up; the work goes on
+        _discard(sys.stderr)
 
 
 def _first_line(message: object) -> str:
@@ -725,7 +847,11 @@ def _first_line(message: object) -> str:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command and exit: 0 done, 2 with one line on stderr for a user's error, 130 after Ctrl-C."""
+    """Run the command and exit.
+
+    The status is 0 when all is done, 2 with one line on stderr for a user's error, 130 after Ctrl-C, 143 after SIGTERM,
+    129 after SIGHUP, and UNREAD.
+    """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by the caller, as by >&-
@@ -733,7 +859,7 @@ def main(args: Sequence[str] | None = None) -> None:
         elif hasattr(stream, "reconfigure"):  # a label or a file name that cannot be encoded is shown with escapes
             stream.reconfigure(errors="backslashreplace")
     kept: list[object] = []  # warnings, printed when the work is done, so that an error is one line
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), interruption.handled():
         warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table matches them
         warnings.showwarning = lambda message, *_: kept.append(message)
         try:
@@ -741,18 +867,24 @@ def main(args: Sequence[str] | None = None) -> None:
             status = command.main(args, prog_name="softmax-xp", standalone_mode=False) or 0
             sys.stdout.flush()
         except (KeyboardInterrupt, typer.Abort):
-            status = INTERRUPTED
-        except BrokenPipeError:  # the reader has closed the pipe, as `| head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            status = 1
+            status = interruption.status
+        except BrokenPipeError:
+            _discard(sys.stdout)
+            status = UNREAD
         except Exception as error:
-            _print_error(f"softmax-xp: error: {_error_line(error)}", "red")
-            status = 2
-    if status in (0, INTERRUPTED):
-        for message in kept:
-            _print_error(f"warning: {_first_line(message)}", "yellow")
-    if status == INTERRUPTED:
-        _print_error("softmax-xp: interrupted", "yellow")
+            if interruption.was_raised:  # a library has made this error of the KeyboardInterrupt
+                status = interruption.status
+            else:
+                _print_error(f"softmax-xp: error: {_error_line(error)}", "red")
+                status = 2
+        interruption.defer()
+        if interruption.number is not None and status != 2:
+            status = interruption.status
+        if status in (0, interruption.status):
+            for message in kept:
+                _print_error(f"warning: {_first_line(message)}", "yellow")
+        if status == interruption.status:
+            _print_error("softmax-xp: interrupted", "yellow")
     sys.exit(status)
 
 

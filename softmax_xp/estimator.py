@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import wraps
 from os import PathLike
-from typing import Any, Self
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -23,27 +24,36 @@ from softmax_xp._arrays import (
     all_finite,
     block_bytes,
     bytes_of,
+    check_bool,
+    check_finite,
     check_integer,
     check_length,
     check_option,
+    check_random_state,
+    check_rank,
     check_real,
     describe,
+    device_context,
+    device_of,
     dtype_name,
     is_array,
+    is_floating,
     is_numpy,
     namespace,
     row_blocks,
     to_numpy,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend
+from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.kernels import PRECISIONS, kernels_for
+from softmax_xp.labels import label_array
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
-from softmax_xp.validation import checked_features, encoded_labels, row_weights
+from softmax_xp.validation import checked_features, checked_weights, encoded_labels, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
@@ -52,6 +62,26 @@ SEPARATED = "every row is classified right, so that without a penalty there is n
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
 Observer = Callable[[Iterate], object]
+Result = TypeVar("Result")
+Parameters = ParamSpec("Parameters")
+
+
+def _unchanged_on_failure(
+    fit: Callable[Concatenate[Any, Parameters], Result],
+) -> Callable[Concatenate[Any, Parameters], Result]:
+    """Wrap a method so that its object keeps the attributes that it had, if the method raises."""
+
+    @wraps(fit)
+    def wrapped(self: Any, /, *args: Parameters.args, **options: Parameters.kwargs) -> Result:
+        before = dict(vars(self))
+        try:
+            return fit(self, *args, **options)
+        except BaseException:  # Ctrl-C too
+            vars(self).clear()
+            vars(self).update(before)
+            raise
+
+    return wrapped
 
 
 class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -174,6 +204,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.max_memory = max_memory
         self.precision = precision
 
+    @_unchanged_on_failure
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
         """Fit the model.
 
@@ -181,9 +212,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ----------
         X : array, frame or list of shape (n_samples, n_features), finite
         y : array or list of shape (n_samples,)
-            Class labels: integers or strings, of any library.
+            Class labels: integers, booleans or text, of NumPy, pandas (nullable and categorical too), polars, torch or
+            Python. Labels that differ in `y` are classes that differ, and `predict` returns them as they are in `y`.
         sample_weight : array of shape (n_samples,), or a number, optional
-            Not negative, not all zero.
+            Not negative, not all zero. Only C times the weights counts, so that each may have any size. Rows of weight
+            0 do not count, and may hold NaN or infinity.
         observe : callable, optional
             Called with a solvers.Iterate after each step (or epoch); a true result ends the fit there.
 
@@ -197,6 +230,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             For parameters out of their range and data that cannot be fitted.
         DeviceUnavailableError
             When `device` cannot be used.
+        KeyboardInterrupt
+            By Ctrl-C before the first point. Whatever is raised leaves the estimator as it was before the fit.
 
         Warns
         -----
@@ -205,44 +240,54 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             after which the model is usable as it is.
         """
         self._check_parameters()
+        if observe is not None and not callable(observe):
+            raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
         backend = select_backend(self.device, like=X)
-        X = checked_features(self, X, self._dtype_name(), y, reset=True)
+        X = checked_features(self, X, None, y, reset=True, finite=False)
         classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
-        weight = row_weights(sample_weight, self.class_weight, classes, labels)
-        strength = 0.0 if math.inf == self.C else 1.0 / (float(self.C) * float(weight.sum()))
-        if not math.isfinite(strength):
-            raise ValueError(f"`C` times the sum of weights must have a finite inverse, got C={self.C}; raise it.")
+        weight, exponent = row_weights(sample_weight, self.class_weight, classes, labels)
+        check_finite(namespace(X=X), X, "X", weight)
+        strength = penalty_strength(self.C, weight, exponent)
+        home = select_backend("cpu") if is_numpy(X) else backend_of(X)
+        with home.context():
+            if not weight.all():  # rows of weight 0 do not count, whatever they hold
+                rows = np.flatnonzero(weight)
+                X = home.xp.take(X, home.asarray(rows), axis=0)
+                labels, weight = labels[rows], weight[rows]
+            equal = bool((weight == weight[0]).all())
+            where = coordinates(X, strength, self.fit_intercept)
+            dtype = self._dtype_name() or dtype_name(X.dtype)
+            # Of features far from zero, float32 holds neither the intercept nor, without one, the logits.
+            stored = dtype_name(accumulation_dtype(home.xp, home.device)) if where.far else dtype
+            dtype = dtype if self.fit_intercept else stored
+            X = where.applied(X, dtype)
+            check_finite(home.xp, X, "X")  # finite in float64 is not finite in float32
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
-            if not weight.all():  # rows of weight 0 do not count, whatever they hold
-                rows = np.flatnonzero(weight)
-                X_device = backend.xp.take(X_device, backend.asarray(rows), axis=0)
-                labels, weight = labels[rows], weight[rows]
             objective = LinearObjective(
                 backend,
                 X_device,
                 backend.asarray(labels),
                 len(classes),
                 L2(strength),
-                None if (weight == 1.0).all() else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
+                None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
             )
-            start = self._start(objective, classes)
+            start = self._start(objective, classes, where)
             threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
             # Values that overflow are what the line search comes back from, not news.
             with threads, np.errstate(over="ignore", invalid="ignore"):
                 solution = self._solve(objective, start, _printed(self.verbose, observe))
             coef, intercept = objective.split(solution.params)
-            if intercept is None:
-                intercept = backend.xp.zeros(coef.shape[0], dtype=coef.dtype, device=backend.device)
-            elif coef.shape[0] > 1:
-                intercept = intercept - backend.xp.mean(intercept)  # a shift of all classes changes nothing
-            home = select_backend("cpu") if is_numpy(X) else backend_of(X)
-            self.coef_ = home.asarray(coef, dtype_name(X_device.dtype))
-            self.intercept_ = home.asarray(intercept, dtype_name(X_device.dtype))
+            coef = to_numpy(coef)
+            coef, intercept = where.features(coef, np.zeros(len(coef)) if intercept is None else to_numpy(intercept))
+            if len(coef) > 1 and self.fit_intercept:
+                intercept = intercept - intercept.mean()  # a shift of all classes changes nothing
+            self.coef_ = home.asarray(coef, stored)
+            self.intercept_ = home.asarray(intercept, stored)
         self.classes_ = classes
         self.n_iter_ = np.array([solution.n_iter], dtype=np.int32)
         self.device_ = backend.name
@@ -254,9 +299,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not solution.converged:
             warnings.warn(
                 f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
-                f"{_distance(solution)}.{self._remedy(solution, dtype_name(X_device.dtype))}",
+                f"{_distance(solution)}.{self._remedy(solution, dtype)}",
                 ConvergenceWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         return self
 
@@ -302,13 +347,14 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError, ValueError
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
-        check_is_fitted(self)
         index = self._by_rows(X, lambda xp, logits: xp.argmax(_two_columns(xp, logits), axis=1))
         if is_numpy(index) or self.classes_.dtype.kind not in "biuf":
             return self.classes_[to_numpy(index)]
         home = backend_of(index)
         with home.context():
             dtype = {"b": "bool", "f": accumulation_dtype(home.xp, home.device)}.get(self.classes_.dtype.kind, "int64")
+            if self.classes_.astype(dtype_name(dtype)).tolist() != self.classes_.tolist():  # rounded, or beyond int64
+                return self.classes_[to_numpy(index)]
             return home.xp.take(home.asarray(self.classes_, dtype), index, axis=0)
 
     def predict_proba(self, X: Any) -> Array:
@@ -381,8 +427,19 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         TypeError, ValueError
             For an X that is not numeric, not finite, or has other features than that of the fit.
         """
-        weight = None if sample_weight is None else to_numpy(sample_weight)
-        return float(accuracy_score(to_numpy(y), to_numpy(self.predict(X)), sample_weight=weight))
+        predicted = to_numpy(self.predict(X))
+        weight = checked_weights(sample_weight, len(predicted))
+        try:
+            y = label_array(y)
+            check_length(y, "y", len(predicted), "X")
+            return float(accuracy_score(y, predicted, sample_weight=weight / weight.max()))
+        except (TypeError, ValueError) as error:
+            if str(error).startswith("`y`"):
+                raise
+            text = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(
+                f"`y` must be one class label a row, like those of the fit: {text}; pass the labels as fit takes them."
+            ) from error
 
     def to(self, device: str) -> Self:
         """Move the fitted model to a device.
@@ -404,10 +461,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         DeviceUnavailableError
             When the device cannot be used; the model stays where it is.
         """
-        check_is_fitted(self)
+        coef, intercept = self._coefficients()
         backend = select_backend(device)
-        self.coef_ = backend.asarray(self.coef_)
-        self.intercept_ = backend.asarray(self.intercept_)
+        self.coef_, self.intercept_ = backend.asarray(coef), backend.asarray(intercept)
         self.device_ = self._host_device = backend.name
         return self
 
@@ -430,27 +486,39 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         state = dict(super().__getstate__())
         state.pop("_class_blocks", None)  # large, and made again where it is missed
-        if "device_" in state:  # what is read back elsewhere must not need this device
+        if "coef_" in state:  # what is read back elsewhere must not need this device
             state.update({name: to_numpy(x) for name, x in state.items() if is_array(x)})
             state["device_"] = state["_host_device"] = "cpu"
         return state
 
     def _check_parameters(self) -> None:
-        check_real(self.C, "C", low=0.0, include_low=False)
-        check_real(self.tol, "tol", low=0.0, include_low=False, high=math.inf, include_high=False)
-        check_integer(self.max_iter, "max_iter", low=1)
-        check_integer(int(self.verbose) if isinstance(self.verbose, bool) else self.verbose, "verbose", low=0)
+        check_real(self.C, "C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
+        check_real(
+            self.tol,
+            "tol",
+            low=0.0,
+            include_low=False,
+            high=math.inf,
+            include_high=False,
+            remedy="choose a value such as 1e-4",
+        )
+        check_integer(self.max_iter, "max_iter", low=1, high=2**31 - 1, remedy="choose a value such as 1000")
+        verbose = int(self.verbose) if isinstance(self.verbose, bool) else self.verbose
+        check_integer(verbose, "verbose", low=0, remedy="choose 0, 1 or 2")
         if isinstance(self.solver, str | type) or not hasattr(self.solver, "step"):
             check_option(self.solver, "solver", SOLVERS)
-        if not isinstance(self.fit_intercept, bool | np.bool_):
-            raise TypeError(f"`fit_intercept` must be True or False, got {describe(self.fit_intercept)}; pass a bool.")
+        check_bool(self.fit_intercept, "fit_intercept")
+        check_bool(self.warm_start, "warm_start")
+        check_random_state(self.random_state)
         if self.workers is not None:
-            check_integer(self.workers, "workers", low=1)
+            check_integer(self.workers, "workers", low=1, remedy="choose a value such as 4, or None for all cores")
         if self.max_memory is not None:
-            check_integer(self.max_memory, "max_memory", low=1)
+            remedy = "choose a number of bytes such as 2**30, or None"
+            check_integer(self.max_memory, "max_memory", low=1, remedy=remedy)
         check_option(self.precision, "precision", PRECISIONS)
         if self.dtype is not None:
-            check_option(self._dtype_name(), "dtype", ("float32", "float64"))
+            name = self.dtype if isinstance(self.dtype, int) else self._dtype_name()
+            check_option(name, "dtype", ("float32", "float64"))
         if self.class_weight is not None and not isinstance(self.class_weight, dict):
             check_option(self.class_weight, "class_weight", ("balanced",))
 
@@ -467,7 +535,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return `dtype` by its name, which is also taken as the dtype itself of any library."""
         return self.dtype if self.dtype is None or isinstance(self.dtype, str) else dtype_name(self.dtype)
 
-    def _start(self, objective: LinearObjective, classes: np.ndarray) -> Array:
+    def _start(self, objective: LinearObjective, classes: np.ndarray, where: Coordinates) -> Array:
         """Return the parameters to start from: zeros, or those of the last fit.
 
         They are kept in the widest dtype of the device, so that steps smaller than the rounding of float32 data
@@ -475,16 +543,15 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         backend = objective.backend
         xp, dtype = backend.xp, accumulation_dtype(backend.xp, backend.device)
+        shape = objective.coef_shape[0], self.n_features_in_
         last = getattr(self, "coef_", None) if self.warm_start else None
-        if last is None or last.shape != objective.coef_shape or not np.array_equal(self.classes_, classes):
+        if last is None or tuple(last.shape) != shape or not np.array_equal(self.classes_, classes):
             return xp.zeros(objective.n_params, dtype=dtype, device=backend.device)
-        coef = backend.asarray(last, dtype)
-        if coef.shape[0] > 1:
-            coef = coef - xp.mean(coef, axis=0)  # where the optimum is; a shift of all classes changes nothing else
-        parts = [xp.reshape(coef, (-1,))]
-        if self.fit_intercept:
-            parts.append(backend.asarray(self.intercept_, dtype))
-        return xp.concat(parts)
+        coef, intercept = (to_numpy(x).astype(np.float64) for x in (last, self.intercept_))
+        if len(coef) > 1:
+            coef = coef - coef.mean(axis=0)  # where the optimum is; a shift of all classes changes nothing else
+        coef, intercept = where.inverse(coef, intercept)
+        return backend.asarray(np.concatenate([coef.ravel(), intercept if self.fit_intercept else []]), dtype)
 
     def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
         rough = None if self.precision == "float32" else objective.in_precision(self.precision)
@@ -497,7 +564,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 objective,
                 start,
                 optimizer,
-                tol=self.tol,
+                tol=float(self.tol),
                 max_epochs=self.max_iter,
                 rng=rng,
                 rough=rough,
@@ -511,18 +578,20 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self, objective: LinearObjective, start: Array, rough: LinearObjective | None, observe: Observer | None
     ) -> Solution:
         common: dict[str, Any] = {
-            "tol": self.tol,
+            "tol": float(self.tol),
             "max_iter": self.max_iter,
             "noise": objective.rounding_error,
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
             "observe": observe,
             "hessian_product": objective.hessian_product,
+            "largest_change": objective.largest_change,
         }
         budget = self._max_memory(objective.X)
         known = self.__dict__.pop("_class_blocks", None)
         curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
+        common |= {"exact_inverse": curvature.exact_inverse, "renewed": curvature.renewed}
         if self.solver == "auto":
             common |= {"precondition": curvature.first(start), "due": curvature.due}
             common["correlations"] = curvature.knows_correlations
@@ -542,10 +611,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if solution.message.startswith(("ended", "interrupted")):
             return ""
         if math.isnan(solution.estimated_gap):
-            return f" Raise max_iter or tol={self.tol:g}; solver='auto' finds the optimum."
+            return f" Raise max_iter or tol={float(self.tol):g}; solver='auto' finds the optimum."
         if solution.message.startswith("max_iter"):
-            return f" Raise max_iter or tol={self.tol:g}, or standardise the features."
-        return f" Raise tol={self.tol:g}{', or fit in float64' if dtype == 'float32' else ''}."
+            return f" Raise max_iter or tol={float(self.tol):g}, or standardise the features."
+        return f" Raise tol={float(self.tol):g}{', or fit in float64' if dtype == 'float32' else ''}."
 
     def _max_memory(self, X: Array) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
@@ -553,22 +622,77 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return int(self.max_memory)
         return max(256 << 20, int(math.prod(X.shape)) * bytes_of(namespace(X=X), X.dtype))
 
+    def _coefficients(self) -> tuple[Array, Array]:
+        """Return `coef_` (K, D) and `intercept_` (K,), which may have been set by hand.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            Without one of `coef_`, `intercept_` and `classes_`.
+        TypeError, ValueError
+            Where they are not such arrays, with the name of the attribute.
+        """
+        check_is_fitted(self, ["coef_", "intercept_", "classes_"])
+        coef, intercept, classes = self.coef_, self.intercept_, self.classes_
+        for name, value in (("coef_", coef), ("classes_", classes)):
+            if not is_array(value):
+                raise TypeError(f"`{name}` must be an array, got {describe(value)}; pass numpy.asarray of it.")
+        check_rank(classes, "classes_", 1, "(n_classes,)")
+        check_rank(coef, "coef_", 2, "(n_classes, n_features), or (1, n_features) for two classes")
+        n_classes, n_rows = classes.shape[0], coef.shape[0]
+        if n_classes < 2 or (n_rows != n_classes and (n_rows, n_classes) != (1, 2)):
+            raise ValueError(
+                f"`coef_` must have a row for each of at least two classes in `classes_`, or one row for two, got "
+                f"{n_rows} rows and {n_classes} classes; set both."
+            )
+        xp = namespace(coef_=coef)
+        with device_context(device_of(coef)):
+            if not is_floating(xp, coef.dtype):
+                if not xp.isdtype(coef.dtype, ("integral", "bool")):
+                    raise TypeError(f"`coef_` must have a real dtype, got {dtype_name(coef.dtype)}; convert it first.")
+                coef = xp.astype(coef, accumulation_dtype(xp, device_of(coef)))
+            # scikit-learn sets a number where there is no `fit_intercept`.
+            if not is_array(intercept) or intercept.ndim == 0:
+                check_real(intercept, "intercept_", remedy="set one for each row of `coef_`, or 0.0")
+                intercept = xp.full((n_rows,), float(intercept), dtype=coef.dtype, device=device_of(coef))
+        if tuple(intercept.shape) != (n_rows,):
+            raise ValueError(
+                f"`intercept_` must be a number or have shape ({n_rows},), one for each row of `coef_`, got shape "
+                f"{tuple(intercept.shape)}; set both."
+            )
+        return coef, intercept
+
+    def _of_features(self, n_features: int) -> BaseEstimator:
+        """Return an estimator that knows the features of `coef_`: this one, unless `coef_` was set since the fit."""
+        names = getattr(self, "feature_names_in_", None)
+        if getattr(self, "n_features_in_", None) == n_features and (names is None or len(names) == n_features):
+            return self
+        known = SoftmaxClassifier()
+        known.n_features_in_ = n_features
+        return known
+
     def _by_rows(self, X: Any, function: Callable[[Namespace, Array], Array]) -> Array:
         """Return `function` of the logits (m, K), block by block of rows, where X is."""
-        check_is_fitted(self)
-        X = checked_features(self, X, self._dtype_name(), reset=False)
-        backend = select_backend(self._host_device) if is_numpy(X) else backend_of(X)
+        coef, intercept = self._coefficients()
+        X = checked_features(self._of_features(coef.shape[1]), X, None, reset=False)
+        host = getattr(self, "_host_device", self.device)  # the latter where the attributes were set by hand
+        backend = select_backend(host, like=X) if is_numpy(X) else backend_of(X)
         home = backend_of(X)
         out: Array = None
         with backend.context():
-            dtype = dtype_name(X.dtype)
-            coef, intercept = backend.asarray(self.coef_, dtype), backend.asarray(self.intercept_, dtype)
+            returned = self._dtype_name() or dtype_name(X.dtype)
+            dtype = "float64" if _needs_float64(coef, intercept) else returned
+            coef, intercept = backend.asarray(coef, dtype), backend.asarray(intercept, dtype)
             for rows in row_blocks(X.shape[0], len(self.classes_) * 8, block_bytes(backend.device)):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    logits = backend.asarray(X[rows, :]) @ coef.T + intercept  # (m, K)
+                    logits = backend.asarray(X[rows, :], dtype) @ coef.T + intercept  # (m, K)
+                    logits = backend.asarray(logits, returned)
                 if not all_finite(backend.xp, logits):
+                    for name in ("coef_", "intercept_"):
+                        if not all_finite(backend.xp, backend.asarray(getattr(self, name))):
+                            raise ValueError(f"`{name}` must be finite, got NaN or infinity; set it again, or fit.")
                     raise ValueError(
-                        f"`X` must have logits that {dtype} can hold, got an overflow in rows {rows.start} to "
+                        f"`X` must have logits that {returned} can hold, got an overflow in rows {rows.start} to "
                         f"{rows.stop - 1}; scale such rows, or pass float64."
                     )
                 part = home.asarray(function(backend.xp, logits))
@@ -607,6 +731,14 @@ def _distance(solution: Solution) -> str:
     gap, value = solution.estimated_gap, abs(solution.objective)
     share = f" ({100 * gap / value:.2g}% of it)" if math.isfinite(gap) and value else ""
     return f"an estimated {gap:.1e}{share} above its minimum, and {norm}"
+
+
+def _needs_float64(coef: Array, intercept: Array) -> bool:
+    """Return whether logits come out right in float64 alone: where an intercept cancels the part of far features.
+
+    As for `coordinates.FAR`, float32 would leave errors of 1e-5 in the logits.
+    """
+    return dtype_name(coef.dtype) == "float64" and float(np.abs(to_numpy(intercept)).max()) > FAR
 
 
 def _two_columns(xp: Namespace, logits: Array) -> Array:

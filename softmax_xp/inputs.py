@@ -1,4 +1,4 @@
-"""What the command is given: rows of a file, checked, divided, and matched with those a model was trained on."""
+"""Data for the command: read files, divide rows, and match features and labels with those of a model."""
 
 from __future__ import annotations
 
@@ -16,21 +16,6 @@ if TYPE_CHECKING:
     from softmax_xp.readers import Table
 
 
-def _read(path: Path, **options: Any) -> Table:
-    """Return the table in a file, all of its features finite."""
-    import array_api_compat.numpy as xp
-
-    from softmax_xp._arrays import check_finite
-    from softmax_xp.readers import read_table
-
-    table = read_table(path, **options)
-    try:
-        check_finite(xp, table.X, "X")
-    except ValueError as error:
-        raise ValueError(f"{table.source}: {error}") from None
-    return table
-
-
 def files_of(data: Path | None, target: str | None) -> list[Path]:
     """Return the file, and that with its labels where there is one."""
     from softmax_xp.readers import labels_file
@@ -41,12 +26,12 @@ def files_of(data: Path | None, target: str | None) -> list[Path]:
     return [data] if labels is None else [data, labels]
 
 
-def training_table(data: Path | None, target: str | None, drop: Sequence[str]) -> Table:
-    """Return the table in a file without the columns `drop`, or scikit-learn's digits."""
-    from softmax_xp.readers import Table
+def training_table(data: Path | None, target: str | None, drop: Sequence[str], **options: Any) -> Table:
+    """Return the table in a file without the columns `drop`, or scikit-learn's digits; `options` of `read_table`."""
+    from softmax_xp.readers import Table, read_table
 
     if data is not None:
-        return _read(data, target=target, drop=drop)
+        return read_table(data, target=target, drop=drop, **options)
     if target is not None or drop:
         option = "--drop" if target is None else "--target"
         raise ValueError(f"{option} goes with a file of data, got none; name the file before it")
@@ -89,26 +74,30 @@ def split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
     return X[kept], y[kept], X[held], y[held]
 
 
-def test_rows(test: Path, target: str | None, trained: Table) -> tuple[Any, Any]:
+def test_rows(test: Path, target: str | None, trained: Table, **options: Any) -> tuple[Any, Any]:
     """Return X, y of a file, with the features and the labels of the table that was trained on."""
     import numpy as np
 
+    from softmax_xp.readers import read_table
+
     if target is not None and trained.feature_names is None and os.path.isfile(target):
         target = None  # the file with the labels of the other file; this one's is found by its name
-    table = _read(test, target=target, features=trained.feature_names)
+    table = read_table(test, target=target, features=trained.feature_names, **options | {"labels": "written"})
     classes: Any = np.unique(np.asarray(trained.y))
     return table.X, classes[class_indices(table, classes)]
 
 
 def model_and_table(
-    model: Path, data: Path, device: str, target: str | None = None, need_target: bool = True
+    model: Path, data: Path, device: str, target: str | None = None, need_target: bool = True, **options: Any
 ) -> tuple[SoftmaxClassifier, Table]:
     """Return the model in a file, and the table in another one with the features that the model takes."""
     from softmax_xp import SoftmaxClassifier
+    from softmax_xp.readers import read_table
 
     classifier = SoftmaxClassifier.load(model, device=device)
     names = getattr(classifier, "feature_names_in_", None)
-    table = _read(data, target=target, features=names, need_target=need_target)
+    options |= {"labels": "written", "dtype": classifier.dtype or "float64"}
+    table = read_table(data, target=target, features=names, need_target=need_target, **options)
     if table.X.shape[1] != classifier.n_features_in_:
         raise ValueError(
             f"{table.source}: the model takes {classifier.n_features_in_} features, got {table.X.shape[1]}; "
@@ -118,19 +107,20 @@ def model_and_table(
 
 
 def class_indices(table: Table, classes: np.ndarray) -> np.ndarray:
-    """Return the index of each row's label in `classes`; the text "1" and the number 1 are the same label."""
+    """Return the index of each row's label in `classes`, which may be of another type: see `labels.class_indices`."""
     import numpy as np
 
-    known = {key: index for index, label in enumerate(classes.tolist()) for key in (label, str(label))}
-    labels, inverse = np.unique(np.asarray(table.y), return_inverse=True)
-    indices = [known.get(label, known.get(str(label))) for label in labels.tolist()]
-    unseen = [label for label, index in zip(labels.tolist(), indices, strict=True) if index is None]
+    from softmax_xp import labels
+
+    found, inverse = np.unique(np.asarray(table.y), return_inverse=True)
+    indices = labels.class_indices(found, classes)
+    unseen = [label for label, index in zip(found.tolist(), indices, strict=True) if index is None]
     if unseen:
         raise ValueError(
             f"{table.source}: labels must be among those trained on, {_listed(classes.tolist())}, "
             f"got {_listed(unseen)}; leave out such rows, or train with them"
         )
-    return np.asarray(indices)[inverse]
+    return np.array(indices, dtype=np.intp)[inverse]
 
 
 def _listed(labels: Sequence[object]) -> str:

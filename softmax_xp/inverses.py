@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs, lapack
 
 from softmax_xp._arrays import Array, is_numpy, namespace, to_numpy
 from softmax_xp.backend import backend_of
@@ -57,9 +57,15 @@ def with_diagonal(matrices: Array, values: Array | float) -> Array:
 
 
 def cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    """Return the lower Cholesky factor of a matrix (n, n) with a ridge, or as much of one as it takes."""
+    """Return the lower Cholesky factor of matrix + ridge * I, for a symmetric matrix (n, n).
+
+    The ridge grows 100-fold until the factorisation succeeds.
+    """
+    potrf = get_lapack_funcs("potrf", (matrix,))
     while True:
-        factor, failed = lapack.dpotrf(matrix + ridge * np.eye(len(matrix)), lower=1, clean=1)
+        shifted = np.array(matrix.T, order="F")  # symmetric: LAPACK's order without a transposition
+        shifted[np.diag_indices_from(shifted)] += ridge
+        factor, failed = potrf(shifted, lower=1, clean=1, overwrite_a=1)
         if not failed:
             return factor  # type: ignore[no-any-return]
         ridge *= 100.0

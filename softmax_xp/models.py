@@ -11,12 +11,18 @@ import numpy as np
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
+    all_finite,
     block_bytes,
+    check_finite,
     check_floating,
     check_integer,
     check_option,
+    check_random_state,
     check_rank,
+    checked_arrays,
+    describe,
     device_context,
+    dtype_name,
     namespace,
     row_blocks,
     working_dtype,
@@ -57,21 +63,27 @@ class MLP:
         init: str | None = None,
         random_state: int | np.random.Generator | None = 0,
     ) -> None:
-        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or len(sizes) < 2:
+        if isinstance(sizes, str | bytes) or not isinstance(sizes, Sequence) or len(sizes) < 2:
             raise ValueError(
-                f"`sizes` must list at least n_features and n_classes, got {sizes!r}; for example [784, 256, 10]."
+                f"`sizes` must list at least n_features and n_classes, got {describe(sizes)}; "
+                f"for example [784, 256, 10]."
             )
-        self.sizes = [check_integer(size, "sizes", low=1) for size in sizes]
+        remedy = "choose a width of each layer such as [784, 256, 10]"
+        self.sizes = [check_integer(size, "sizes", low=1, remedy=remedy) for size in sizes]
         self.activation = check_option(activation, "activation", ("relu", "tanh"))
         self.init = check_option(
-            init or ("he" if activation == "relu" else "glorot"), "init", ("he", "glorot", "zeros")
+            ("he" if activation == "relu" else "glorot") if init is None else init, "init", ("he", "glorot", "zeros")
         )
-        rng = np.random.default_rng(random_state)
+        rng = check_random_state(random_state)
         self.params: Params = {}
         for layer, (n_in, n_out) in enumerate(zip(self.sizes[:-1], self.sizes[1:], strict=True)):
             weight, intercept = self.layer_names(layer)
-            self.params[weight] = _drawn(rng, self.init, n_in, n_out)
-            self.params[intercept] = np.zeros(n_out)
+            try:
+                self.params[weight], self.params[intercept] = _drawn(rng, self.init, n_in, n_out), np.zeros(n_out)
+            except (MemoryError, ValueError) as error:  # NumPy has a largest shape, too
+                raise ValueError(
+                    f"`sizes` must fit into memory, got a layer from {n_in} to {n_out}: {error}; choose narrower ones."
+                ) from error
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.sizes}, activation={self.activation!r})"
@@ -93,14 +105,23 @@ class MLP:
     def __call__(self, X: Array) -> Array:
         """Return the logits (n_samples, n_classes) of X (n_samples, n_features).
 
-        X may be of any array library. The logits are in its namespace, on its device and in its dtype.
+        X may be of any array library. The logits are in its namespace, on its device and in its dtype. Raises
+        ValueError for an X that is not finite, and for logits that overflow.
         """
-        self._check_features(X)
+        X = self._checked_features(X)
         backend = backend_of(X)
         with backend.context():
             xp, dtype = backend.xp, working_dtype(backend.xp, X.dtype)
             params = self.params_on(backend, dtype)
-            return xp.astype(self.forward(params, xp.astype(X, dtype, copy=False))[0], X.dtype, copy=False)
+            with np.errstate(over="ignore", invalid="ignore"):  # told below, by an error
+                logits = xp.astype(self.forward(params, xp.astype(X, dtype, copy=False))[0], X.dtype, copy=False)
+            if not all_finite(xp, logits):
+                check_finite(xp, X, "X")
+                raise ValueError(
+                    f"`X` must have logits that {dtype_name(X.dtype)} can hold, got an overflow; "
+                    f"scale the features, or pass a wider dtype."
+                )
+            return logits
 
     def predict(self, X: Array) -> Array:
         """Return the class index of the largest logit of each row.
@@ -118,8 +139,9 @@ class MLP:
         TypeError, ValueError
             For an X of another shape or dtype.
         """
-        self._check_features(X)
+        X = self._checked_features(X)
         xp = namespace(X=X)
+        check_finite(xp, X, "X")
         device = backend_of(X).device
         with device_context(device):
             blocks = row_blocks(X.shape[0], max(self.sizes) * 8, block_bytes(device))
@@ -203,8 +225,9 @@ class MLP:
                 grads[name] = grads[name] + penalty.grad(params[name])
             return value, grads
 
-    def _check_features(self, X: Array) -> None:
-        xp = namespace(X=X)
+    def _checked_features(self, X: Array) -> Array:
+        """Return X (n_samples, n_features), real floating, in the byte order of this machine."""
+        xp, X = checked_arrays(X=X)
         check_rank(X, "X", 2, "(n_samples, n_features)")
         check_floating(xp, X, "X")
         if X.shape[1] != self.n_features:
@@ -212,6 +235,7 @@ class MLP:
                 f"`X` must have n_features={self.n_features} columns, got {X.shape[1]}; "
                 f"select the features that the model was made for."
             )
+        return X
 
 
 class Linear(MLP):
@@ -229,8 +253,8 @@ class Linear(MLP):
     """
 
     def __init__(self, n_features: int, n_classes: int) -> None:
-        check_integer(n_features, "n_features", low=1)
-        check_integer(n_classes, "n_classes", low=1)
+        check_integer(n_features, "n_features", low=1, remedy="choose the number of columns of X")
+        check_integer(n_classes, "n_classes", low=1, remedy="choose the number of classes, such as 10")
         super().__init__([n_features, n_classes], init="zeros")
 
     def __repr__(self) -> str:

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, device_of, is_numpy, namespace, row_blocks
+from softmax_xp._arrays import (
+    Array,
+    accumulation_dtype,
+    block_bytes,
+    bytes_of,
+    device_of,
+    is_numpy,
+    namespace,
+    row_blocks,
+)
 from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
@@ -121,6 +130,24 @@ class LinearObjective:
             sample = xp.astype(sample, accumulation_dtype(xp, self.backend.device), copy=False)
             self._feature_scale = xp.sqrt(xp.mean(sample * sample, axis=0))
         return self._feature_scale
+
+    def largest_change(self, direction: Array) -> float:
+        """Return the largest change, over all rows, of the difference of two logits along a direction like `params`."""
+        backend, X = self.backend, self.X
+        xp, dtype = backend.xp, X.dtype
+        coef, intercept = self.split(xp.astype(direction, dtype, copy=False))
+        blocks = list(row_blocks(X.shape[0], 2 * coef.shape[0] * bytes_of(xp, dtype), block_bytes(backend.device)))
+        largest: list[Array] = [None] * len(blocks)
+
+        def look(i: int) -> None:
+            logits = X[blocks[i], :] @ coef.T
+            logits = logits if intercept is None else logits + intercept
+            single = coef.shape[0] == 1
+            spread = xp.abs(logits) if single else xp.max(logits, axis=1) - xp.min(logits, axis=1)
+            largest[i] = xp.max(spread)
+
+        self.workspace.map(look, range(len(blocks)))
+        return float(xp.max(xp.stack(largest)))
 
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:
         """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace
@@ -22,7 +23,8 @@ class L2:
         """Return the penalty, a 0-d array in the widest floating dtype of the device."""
         xp = namespace(coef=coef)
         wide = xp.astype(coef, accumulation_dtype(xp, device_of(coef)), copy=False)
-        return 0.5 * self.strength * xp.sum(wide * wide)  # a vecdot could not be recorded as a graph
+        scaled = math.sqrt(0.5 * self.strength) * wide  # the square of a coefficient alone may overflow
+        return xp.sum(scaled * scaled)  # a vecdot could not be recorded as a graph
 
     def grad(self, coef: Array) -> Array:
         """Return the gradient, strength * coef, in the shape and dtype of `coef`."""

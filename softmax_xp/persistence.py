@@ -1,10 +1,19 @@
-"""Models in files: safetensors for the arrays, one JSON text for the rest. Nothing in a file is ever executed."""
+"""Models in files: safetensors for the arrays, one JSON text for the rest. Nothing in a file is ever executed.
+
+That text begins with the SHA-256 of the file, in hexadecimal: of all of its bytes, with 64 zeros in place of the digest
+itself. So a file of which one bit has changed is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
+import re
+import stat
+import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -13,10 +22,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
-from sklearn.utils.validation import check_is_fitted
 
 from softmax_xp import __version__
-from softmax_xp._arrays import describe, dtype_name, to_numpy
+from softmax_xp._arrays import describe, to_numpy
 from softmax_xp._files import whole_file
 from softmax_xp.backend import Backend, select_backend
 from softmax_xp.estimator import SoftmaxClassifier
@@ -24,8 +32,10 @@ from softmax_xp.models import MLP, Linear
 
 __all__ = ["ModelFileError", "load", "save"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # files of version 1 have no digest
 KEY = "softmax_xp"  # of the JSON text in the metadata of the file
+DIGEST_KEY = "sha256"
+NO_DIGEST = "0" * 64
 FLOATS = {"F32": "float32", "F64": "float64"}  # safetensors' names
 # How labels may be stored -> what each of them is in JSON.
 LABELS: dict[str, type] = {
@@ -35,6 +45,7 @@ LABELS: dict[str, type] = {
     "str": str,
     "object": str,
 }
+OF_THE_FIT = {"n_iter", "objective", "gradient_norm", "estimated_gap", "converged", "device"}  # there together or not
 
 Model: TypeAlias = SoftmaxClassifier | MLP
 Tensors: TypeAlias = dict[str, np.ndarray]
@@ -85,11 +96,17 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
             raise TypeError(f"`{name}` must be float32 or float64, got {array.dtype}; convert it first.")
         if not np.isfinite(array).all():
             raise ValueError(f"`{name}` must be finite, got NaN or infinity; fit the model again.")
-    record = {"format": FORMAT_VERSION, "version": __version__, "kind": type(model).__name__, **record}
+    record = {
+        DIGEST_KEY: NO_DIGEST,
+        "format": FORMAT_VERSION,
+        "version": __version__,
+        "kind": type(model).__name__,
+        **record,
+    }
     contiguous = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     content = safetensors_bytes(contiguous, {KEY: json.dumps(record)})
     with whole_file(path, "wb") as stream:
-        stream.write(content)
+        stream.writelines(_with_digest(content))
 
 
 def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
@@ -115,22 +132,39 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
         When there is no such file.
     ModelFileError
         When the file is damaged, is no model of this library, or was written by a newer version of it.
+
+    Warns
+    -----
+    UserWarning
+        When the file is of a version that wrote no digest, so that damage to it could not be noticed.
     """
     backend = select_backend(device)
     file = os.fsdecode(path)
+    if stat.S_ISFIFO(mode := os.stat(file).st_mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise _refusal(file, "must be a regular file", "a device or a pipe", "copy the model to a file and load that")
     open(file, "rb").close()  # a missing or unreadable file raises what it raises everywhere
     with _reading(file), safe_open(file, framework="numpy") as handle:  # checks the header against the file's length
         record, tensors = _record(file, handle), _Tensors(file, handle)
+        has_digest = record.count("format", 1) > 1
+        if has_digest:
+            _check_digest(file, record.text(DIGEST_KEY))
         if record.text("kind") == "SoftmaxClassifier":
-            return _classifier(record, tensors, backend)
-        return _network(record, tensors)
+            model: Model = _classifier(record, tensors, backend)
+        else:
+            model = _network(record, tensors)
+    if not has_digest:
+        message = (
+            f"{file} has no digest, as older versions wrote it: damage to it cannot be noticed; save the model again."
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
+    return model
 
 
 # --- Models to arrays and JSON ---
 
 
 def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]]:
-    check_is_fitted(model)
+    coef, intercept = (to_numpy(x) for x in model._coefficients())
     model._check_parameters()  # or `load` would refuse them
     parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
     record: dict[str, Any] = {"parameters": parameters}
@@ -141,19 +175,23 @@ def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]
     if type(parameters["random_state"]) is not int:
         parameters["random_state"] = None
     parameters["dtype"] = model._dtype_name()
-    names = getattr(model, "feature_names_in_", None)
+    names = getattr(model._of_features(coef.shape[1]), "feature_names_in_", None)
     record |= {
-        "classes": _labels_record(model.classes_),
-        "n_features": int(model.n_features_in_),
+        "classes": _labels_record(to_numpy(model.classes_)),
+        "n_features": coef.shape[1],
         "feature_names": None if names is None else [str(name) for name in names],
-        "n_iter": int(model.n_iter_[0]),
-        "objective": float(model.objective_),
-        "gradient_norm": float(model.gradient_norm_),
-        "estimated_gap": None if math.isnan(model.estimated_gap_) else float(model.estimated_gap_),
-        "converged": bool(model.converged_),
-        "device": str(model.device_),
     }
-    return {"coef": to_numpy(model.coef_), "intercept": to_numpy(model.intercept_)}, record
+    if hasattr(model, "n_iter_"):  # else its attributes were set by hand
+        record |= {
+            "n_iter": int(model.n_iter_[0]),
+            "objective": float(model.objective_),
+            "gradient_norm": float(model.gradient_norm_),
+            "estimated_gap": None if math.isnan(model.estimated_gap_) else float(model.estimated_gap_),
+            "converged": bool(model.converged_),
+            "device": str(model.device_),
+        }
+    dtype = np.result_type(coef, intercept)
+    return {"coef": coef.astype(dtype, copy=False), "intercept": intercept.astype(dtype, copy=False)}, record
 
 
 def _network_parts(model: MLP) -> tuple[Tensors, dict[str, Any]]:
@@ -167,13 +205,21 @@ def _plain(value: Any) -> Any:
 
 
 def _labels_record(classes: np.ndarray) -> dict[str, Any]:
-    dtype, values = "str" if classes.dtype.kind == "U" else dtype_name(classes.dtype), classes.tolist()
-    if dtype not in LABELS or not all(isinstance(value, LABELS[dtype]) for value in values):
-        found = f"{values[0]!r} of dtype {classes.dtype}"
+    dtype, values = "str" if classes.dtype.kind == "U" else classes.dtype.name, classes.tolist()
+    bad = [v for v in values if dtype not in LABELS or not isinstance(v, LABELS[dtype]) or not _in_json(v)]
+    if bad:
         raise TypeError(
-            f"class labels must be numbers, booleans or text to be saved, got {found}; fit with such labels."
+            f"class labels must be finite numbers, booleans or text to be saved, got {describe(bad[0])} of dtype "
+            f"{classes.dtype}; fit with such labels."
         )
     return {"dtype": dtype, "values": values}
+
+
+def _in_json(label: Any) -> bool:
+    """Return whether JSON gives a label back: not infinity, nor two surrogates, which it joins."""
+    if isinstance(label, str):
+        return re.search("[\ud800-\udbff][\udc00-\udfff]", label) is None
+    return math.isfinite(label)
 
 
 # --- Arrays and JSON to models; every claim of the file is checked before it is used ---
@@ -232,6 +278,11 @@ class _Tensors:
     def __init__(self, file: str, handle: Any) -> None:
         self.file, self.handle = file, handle
 
+    def rows(self, name: str) -> int | None:
+        """Return the length of the first axis of an array, if there is such an array."""
+        shape = self.handle.get_slice(name).get_shape() if name in self.handle.keys() else []  # noqa: SIM118
+        return int(shape[0]) if shape else None
+
     def read(self, shapes: dict[str, tuple[int, ...]]) -> Tensors:
         """Return exactly the arrays named in `shapes`, all of one dtype."""
         names = sorted(self.handle.keys())
@@ -267,6 +318,34 @@ def _record(file: str, handle: Any) -> _Record:
     return record
 
 
+def _check_digest(file: str, digest: str) -> None:
+    """Raise ModelFileError unless `digest` is that of the file."""
+    with open(file, "rb") as stream:
+        start = stream.read(8)
+        header, entry = start + stream.read(*struct.unpack("<Q", start)), _digest_entry(digest)
+        if header.count(entry) != 1:
+            raise _refusal(file, f"the record must begin with {DIGEST_KEY}", describe(digest))
+        found = hashlib.sha256(header.replace(entry, _digest_entry(NO_DIGEST)))
+        while chunk := stream.read(1 << 20):
+            found.update(chunk)
+    if found.hexdigest() != digest:
+        raise _refusal(file, f"its bytes must have the SHA-256 {digest}", found.hexdigest())
+
+
+def _with_digest(content: bytes) -> tuple[bytes, memoryview]:
+    """Return the two parts of a file with NO_DIGEST, header and arrays, with its digest instead."""
+    length = 8 + struct.unpack("<Q", content[:8])[0]
+    header, arrays = content[:length], memoryview(content)[length:]
+    digest = hashlib.sha256(header)
+    digest.update(arrays)
+    return header.replace(_digest_entry(NO_DIGEST), _digest_entry(digest.hexdigest())), arrays
+
+
+def _digest_entry(digest: str) -> bytes:
+    """Return the bytes in a header from the key of the record to the digest; in a text, quotes would be escaped."""
+    return f'"{KEY}":"{{\\"{DIGEST_KEY}\\": \\"{digest}\\"'.encode()
+
+
 def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> SoftmaxClassifier:
     model = SoftmaxClassifier(**_parameters(record.record("parameters")))
     try:
@@ -275,7 +354,7 @@ def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> Softmax
         raise _refusal(record.file, "the parameters must be valid", str(error).rstrip(".")) from error
     classes = _labels(record.record("classes"))
     n_features = record.count("n_features", 1)
-    n_rows = 1 if len(classes) == 2 else len(classes)
+    n_rows = 1 if len(classes) == 2 and tensors.rows("coef") == 1 else len(classes)
     arrays = tensors.read({"coef": (n_rows, n_features), "intercept": (n_rows,)})
     if record.value("feature_names", list, type(None)) is not None:
         names = record.items("feature_names", str)
@@ -285,6 +364,9 @@ def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> Softmax
     model.coef_, model.intercept_ = arrays["coef"], arrays["intercept"]
     model.classes_ = classes
     model.n_features_in_ = n_features
+    model.device_ = model._host_device = backend.name
+    if OF_THE_FIT.isdisjoint(record.fields):  # the attributes were set by hand
+        return model
     model.n_iter_ = np.array([record.count("n_iter", 0)], dtype=np.int32)
     model.objective_ = record.value("objective", float)
     model.gradient_norm_ = record.value("gradient_norm", float)
@@ -292,7 +374,6 @@ def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> Softmax
     model.estimated_gap_ = math.nan if gap is None else gap
     model.converged_ = record.value("converged", bool)
     record.text("device")  # of the fit: for readers of the file
-    model.device_ = model._host_device = backend.name
     return model
 
 
@@ -317,7 +398,7 @@ def _labels(record: _Record) -> np.ndarray:
     if dtype not in LABELS:
         raise record.refusal(f"must be one of {', '.join(LABELS)}", dtype, "dtype")
     values = record.items("values", LABELS[dtype])
-    if len(values) < 2 or any(a >= b for a, b in pairwise(values)):
+    if len(values) < 2 or not all(a < b for a, b in pairwise(values)):  # a NaN is not less than any
         raise record.refusal("must be two or more, in ascending order", values, "values")
     classes = np.array(values, dtype=dtype)
     if classes.tolist() != values:

@@ -4,7 +4,7 @@ With A the features and a column of ones for the intercept, the Hessian of the m
 
     H = mean_i S_i (x) a_i a_i',    S_i = diag(p_i) - p_i p_i'
 
-where p_i are the probabilities of row i. Three estimates of it can be inverted, from the coarse to the fine:
+where p_i are the probabilities of row i. Its inverse is estimated in four ways, from the coarse to the fine:
 
 - `bound`: 1/2 I (x) A'A / n, which lies above H everywhere (Boehning, 1992, doi:10.1007/BF00048682; 1/4 A'A / n for
   two classes). It knows the scales, means and correlations of the features.
@@ -12,10 +12,13 @@ where p_i are the probabilities of row i. Three estimates of it can be inverted,
   It also knows the classes, and which rows still count (Martens and Grosse, 2015, arXiv:1503.05671).
 - `class_blocks`: in the basis of the eigenvectors q_k of mean_i S_i, the blocks mean_i (q_k' S_i q_k) a_i a_i' on the
   diagonal. In that basis the weights of every other block sum to zero, so that little is lost without them.
+- `whole`: H itself, by its Cholesky factor. It is made where K (D + 1) is small. It alone knows how rows between two
+  classes couple them, which is what counts where nearly all rows are classified right and the penalty is weak.
 
-All are made from a sample of the rows, but for their diagonal: a feature that few rows have may be zero in all of a
-sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not matter:
-on a GPU there, but for eigenvectors and for the inner products of few rows, which the host makes.
+The first three are made from a sample of the rows, but for their diagonal: a feature that few rows have may be zero in
+all of a sample. They are inverted in float64, scaled to a unit diagonal first, so that the units of the features do not
+matter: on a GPU there, but for eigenvectors and for the inner products of few rows, which the host makes. The whole
+Hessian is made by the host alone, for rows that are there.
 """
 
 from __future__ import annotations
@@ -23,10 +26,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import get_blas_funcs, solve_triangular
 
 from softmax_xp._arrays import (
     Array,
@@ -66,6 +70,11 @@ STREAM = 25  # coefficients a feature for which reading X takes as long as multi
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
+CHOLESKY = 0.12  # of a Cholesky factor in float64, as a multiple of n^3; half of it in float32
+SOLVE = 8.0  # of the solution with a factor, as a multiple of n^2: reading the factor takes the time
+SOLVES = 30.0  # solutions with a factor before another one is made. A guess
+MANY_CLASSES = 20  # classes that are likely enough for a row, of many, to be counted. A guess
+NEGLIGIBLE_PAIR = 1e-6  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
 # small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
 # waited for. From data sheets (50e12 multiplications a second), and by a guess (3e11 on a host; 0.6 ms), not measured.
@@ -77,12 +86,16 @@ LAUNCHES = 3e10  # multiplications that could be done in that time
 CHEAP = 200.0
 WARM = 50.0  # the same for a start that is near the optimum
 NEWTON = 50.0  # and for one step of Newton's method, which takes up to a hundred products
+CHECKED_BY_WHOLE = 10.0  # and for the last Newton step of a solve, which takes a dozen products or more without it
 FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its diagonal does as well; a sample has 0.125
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
 RECENT = 4  # iterations whose progress counts
 MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
+AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
+MOST_TO_COME_OF_WHOLE = 600  # the same for the whole Hessian: it helps where the other estimates do not
+EARNED = 0.1  # share of an estimate's cost that as many steps have to earn first. A guess
 SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
 
 
@@ -142,7 +155,10 @@ class Curvature:
         self._gaps: list[float] = []  # of the last iterations
         self._wait = float(FIRST_LOOK)
         self._since = 0
-        self._finest = False  # whether the class blocks have been made
+        self._earned = 0.0  # steps, less the share EARNED of what the estimates so far have cost
+        # The diagonal that the estimate in use has, (K, D + 1) or (D + 1,): asked for where a gap is checked.
+        self._diagonal_in_use: Callable[[], np.ndarray] = lambda: self._bounding_factor * self._squares()
+        self._level = 0  # of the estimate in use: 1 for kronecker, 2 for class blocks, 3 for the whole Hessian
 
     def first(self, params: Array) -> Preconditioner | None:
         """Return the preconditioner to start with from `params`, or None.
@@ -151,11 +167,15 @@ class Curvature:
         the features are nearly uncorrelated, it is the bound's diagonal, and progress is judged later.
         """
         if bool(self.objective.backend.xp.any(params != 0.0)):
+            if self.cost_of_whole() <= WARM:
+                self._level = 3
+                return self.whole(params)
             known = self.blocks if self.blocks is not None and self._known(self.blocks) else None
-            self._finest = known is not None or self.cost(self.objective.coef_shape[0]) <= WARM
             if known is not None:
+                self._level, self._diagonal_in_use = 2, partial(self._diagonal, params)
                 return self._product(known.basis, self._multiplied(known.inverses))
-            if self._finest:
+            if self.cost(self.objective.coef_shape[0]) <= WARM:
+                self._level = 2
                 return self.class_blocks(params)
         if self.cost(1) > CHEAP:
             return None
@@ -178,30 +198,39 @@ class Curvature:
         """
         self._gaps = [*self._gaps[-RECENT:], gap]
         self._since += 1
+        self._earned += 1.0
         if self._since < self._wait or len(self._gaps) <= RECENT or not gap > target:
             return None
         self._since = 0
         rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
         to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
-        saved = SHARE_SAVED * min(to_come, MOST_TO_COME)
-        for make, cost in (
-            (self.class_blocks, self.cost(self.objective.coef_shape[0])),
-            (self.kronecker, self.cost(1, EIGEN)),
+        for level, make, cost in (
+            (3, self.whole, self.cost_of_whole()),
+            (2, self.class_blocks, self.cost(self.objective.coef_shape[0])),
+            (1, self.kronecker, self.cost(1, EIGEN)),
         ):
-            if cost < saved:
+            if level < self._level:  # a coarser one would be a step back
+                break
+            if self._earned < EARNED * cost:
+                continue
+            if cost < SHARE_SAVED * min(to_come, MOST_TO_COME if level < 3 else MOST_TO_COME_OF_WHOLE):
                 self._wait *= LATER
                 self._gaps = []
-                self._finest = make == self.class_blocks
+                self._level = level
+                self._earned -= EARNED * cost
                 return make
-            if self._finest:  # a coarser one would be a step back
-                break
         return None
 
     def at(self, params: Array) -> Preconditioner:
         """Return the finest preconditioner at `params` that one step of Newton's method is worth, or else the bound."""
+        if self.cost_of_whole() <= NEWTON:
+            return self.whole(params)
         if self.cost(self.objective.coef_shape[0]) <= NEWTON:
             return self.class_blocks(params)
-        return self.kronecker(params) if self.cost(1, EIGEN) <= NEWTON else self.bound()
+        if self.cost(1, EIGEN) <= NEWTON:
+            return self.kronecker(params)
+        bound = self.bound()
+        return self.renewed(params, bound) or bound
 
     def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
@@ -227,6 +256,133 @@ class Curvature:
             work += host * EIGEN * n_coef**3
         evaluation = max(least, 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM))
         return 0.0 if work < FREE else float(work / evaluation)
+
+    def exact_inverse(self, params: Array) -> Preconditioner | None:
+        """Return the inverse Hessian at `params` where conjugate gradients without it cost more, else None."""
+        return self.whole(params) if self.cost_of_whole() <= CHECKED_BY_WHOLE else None
+
+    def renewed(self, params: Array, preconditioner: Preconditioner | None) -> Preconditioner | None:
+        """Return a preconditioner, with the Hessian's own diagonal where the curvature of a parameter has aged.
+
+        A feature whose sum of squares a few rows hold loses its curvature when these rows become certain. An older
+        preconditioner then makes its gradient seem negligible, and conjugate gradients would overlook it.
+
+        Parameters
+        ----------
+        params : array of shape (n_params,)
+        preconditioner : callable or None
+            What a method of this class has returned last; None for the identity.
+        """
+        n_parts = len(self._parts_of_squares(self.objective.X))
+        if 16 * n_parts * self.objective.coef_shape[0] * self.n_columns > self.max_bytes:
+            return preconditioner
+        diagonal = self._diagonal(params)
+        if preconditioner is None:
+            aged = np.ones_like(diagonal, dtype=bool)
+        else:
+            change = diagonal / np.maximum(self._diagonal_in_use(), NOTHING * diagonal)
+            of_class = change[:, -1:] if self.objective.fit_intercept else np.median(change, axis=1, keepdims=True)
+            aged = np.maximum(change, of_class) > AGED * np.minimum(change, of_class)
+            if not aged.any():
+                return preconditioner
+        inverse, kept = self._wide(np.where(aged, 1.0 / diagonal, 0.0)), self._wide(np.where(aged, 0.0, 1.0))
+        by_diagonal = self._product(None, lambda rows: rows * inverse)
+        if preconditioner is None or aged.all():
+            return by_diagonal
+        mask = self._product(None, lambda rows: rows * kept)
+        return lambda grads: by_diagonal(grads) + mask(preconditioner(mask(grads)))
+
+    def _diagonal(self, params: Array) -> np.ndarray:
+        """Return the diagonal of the Hessian, (K, D + 1), on the host."""
+        objective = self.objective
+        shape = objective.coef_shape[0], self.n_columns
+        sums, dtype = np.zeros(shape), objective.X.dtype
+        if self._unit() is not None:
+            dtype = accumulation_dtype(objective.backend.xp, objective.backend.device)
+        for rows, p in self._probabilities(objective.X, params):
+            weight = p * (1.0 - p)
+            if objective.sample_weight is not None:
+                weight = weight * objective.sample_weight[rows][:, None]
+            sums += self._squares_of(objective.X[rows, :], weight, dtype)
+        penalty, scale = self._scaled(self._squares())
+        sums /= objective.total_weight
+        sums += np.maximum(penalty, self._ridge * SMALLEST * scale**2)
+        return sums
+
+    def cost_of_whole(self) -> float:
+        """Return what the whole Hessian costs, and solving with it, in evaluations of value and gradient.
+
+        Infinite where it would not fit, and on a GPU, for which it is not written.
+        """
+        objective, (n_coef, n_features) = self.objective, self.objective.coef_shape
+        n, n_rows = n_coef * self.n_columns, objective.X.shape[0]
+        if not is_numpy(objective.X) or self._dtype_of_whole() is None or 16 * n_rows * n_coef > self.max_bytes:
+            return math.inf
+        cholesky = CHOLESKY if self._dtype_of_whole() == np.float64 else CHOLESKY / 2.0
+        pairs = n_coef * (n_coef + 1) / 2 if n_coef <= MANY_CLASSES else n_coef * MANY_CLASSES / 2
+        forming = GRAM * n_rows * pairs * self.n_columns**2 / 2
+        evaluation = 2.0 * n_rows * n_features * (n_coef + STREAM)
+        work = forming + cholesky * n**3
+        return 0.0 if work < FREE else (work + SOLVES * SOLVE * n**2) / evaluation
+
+    def _dtype_of_whole(self) -> DType | None:
+        """Return the dtype in which the whole Hessian and its factor fit, or None."""
+        n = self.objective.coef_shape[0] * self.n_columns
+        return next((np.dtype(t) for t in (np.float64, np.float32) if n * n * t(0).itemsize <= self.max_bytes), None)
+
+    def whole(self, params: Array) -> Preconditioner:
+        """Return the inverse of the whole Hessian at `params`, from all rows.
+
+        Pairs of classes are formed from the rows for which neither is improbable.
+        """
+        objective, n_columns = self.objective, self.n_columns
+        n_coef, n_features = objective.coef_shape
+        dtype = self._dtype_of_whole()
+        penalty, scale = self._scaled(self._squares())  # of the columns, for all classes
+        H = np.zeros((n_coef, n_columns, n_coef, n_columns), dtype=dtype)
+
+        def add(a: int) -> None:
+            weight = wp[:, a] * (1.0 - p[:, a])
+            H[a, :, a, :] += (Z * weight[:, None]).T @ Z
+            likely = np.flatnonzero(p[:, a] > NEGLIGIBLE_PAIR)
+            own, others, weight = Z[likely], p[likely, :a], wp[likely, a]
+            for b in np.flatnonzero((others * weight[:, None]).max(axis=0, initial=0.0) * total > 0.0):
+                rows = np.flatnonzero(p[likely, a] * others[:, b] > NEGLIGIBLE_PAIR)
+                if rows.size:
+                    block = own[rows]
+                    H[a, :, b, :] -= (block * (weight[rows] * others[rows, b])[:, None]).T @ block
+
+        total = objective.total_weight
+        for rows, probabilities in self._probabilities(objective.X, params):
+            p = np.asarray(probabilities, dtype=dtype)
+            Z = np.ones((len(p), n_columns), dtype=dtype)
+            Z[:, :n_features] = objective.X[rows, :]
+            Z /= scale
+            wp = p / total if objective.sample_weight is None else p * (objective.sample_weight[rows] / total)[:, None]
+            objective.workspace.map(add, range(n_coef))
+        matrix = H.reshape(n_coef * n_columns, -1)
+        diagonal = matrix.reshape(-1)[:: len(matrix) + 1]  # a view
+        diagonal += np.tile(penalty / scale**2, n_coef)
+        unit = np.sqrt(np.maximum(diagonal, NOTHING))
+        for rows in row_blocks(len(matrix), matrix.itemsize * len(matrix)):
+            matrix[rows] /= unit[rows, None] * unit
+        ridge = max(self._ridge, 8.0 * float(np.finfo(dtype).eps))
+        factor = cholesky(matrix, ridge)
+        per_unit = 1.0 / (unit * np.tile(scale, n_coef))
+        trsv = get_blas_funcs("trsv", (factor,))
+
+        def solve(rows: Array) -> Array:
+            out = np.empty_like(rows)
+            for row, solution in zip(
+                rows, out, strict=True
+            ):  # trsv reads the factor at the speed of memory, trsm does not
+                scaled = (row.ravel() * per_unit).astype(dtype, copy=False)
+                solution[...] = (trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1) * per_unit).reshape(
+                    row.shape
+                )
+            return out
+
+        return self._product(None, solve)
 
     def bound(self) -> Preconditioner:
         """Return the inverse of the bound: one matrix for all classes. It does not change during a solve."""
@@ -311,6 +467,9 @@ class Curvature:
         total = float(weight @ trace)
         gram = self._with_rare(self._gram(A, weight * trace / total if total > 0.0 else weight), self._squares())
         sizes = np.maximum(sizes, max(SMALLEST * sizes.max(), NOTHING))
+        of_classes = sizes if basis is None else basis**2 @ sizes
+        of_columns = to_numpy(gram if gram.ndim == 1 else namespace(gram=gram).linalg.diagonal(gram))
+        self._diagonal_in_use = lambda: np.outer(of_classes, of_columns)
         return self._product(basis, self._divided(sizes, gram) if gram.ndim == 1 else self._factored(sizes, gram))
 
     def class_blocks(self, params: Array) -> Preconditioner:
@@ -322,6 +481,7 @@ class Curvature:
         if not self._holds_matrix():
             return self.kronecker(params)
         self.blocks = None  # its memory is free before the next ones are made
+        self._diagonal_in_use = partial(self._diagonal, params)
         objective = self.objective
         xp, n_coef = objective.backend.xp, objective.coef_shape[0]
         mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight
@@ -458,7 +618,7 @@ class Curvature:
         backend, xp = objective.backend, objective.backend.xp
         if weight is None:
             weight = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
-        parts = list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(backend.device)))
+        parts = self._parts_of_squares(X)
         sums = np.empty((len(parts), weight.shape[1], self.n_columns))
 
         def add(i: int) -> None:
@@ -469,6 +629,10 @@ class Curvature:
         objective.workspace.map(add, range(len(parts)))
         total: np.ndarray = sums.sum(axis=0)
         return total
+
+    def _parts_of_squares(self, X: Array) -> list[slice]:
+        """Return the blocks of rows over which squares are summed at a time."""
+        return list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(self.objective.backend.device)))
 
     def _few_rows(self) -> bool:
         """Return whether there are fewer rows than columns, and three copies of them fit."""

@@ -15,22 +15,26 @@ import numpy as np
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
+    are_probabilities,
     block_bytes,
+    check_dense,
     check_finite,
     check_floating,
+    check_held,
     check_integer,
     check_labels,
     check_length,
     check_probabilities,
+    check_random_state,
     check_rank,
     check_real,
     check_weights,
+    checked_arrays,
     describe,
     detached,
     dtype_name,
-    is_floating,
-    namespace,
     row_blocks,
+    scaled_weights,
     to_numpy,
     working_dtype,
 )
@@ -188,18 +192,26 @@ class Trainer:
                 f"`optimizer` must be SGD, Adam, AdamW or alike, got {describe(optimizer)}; "
                 f"pass an instance, for example softmax_xp.Adam(learning_rate=1e-3)."
             )
-        self.reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False)
-        self.batch_size = check_integer(batch_size, "batch_size", low=1)
-        self.max_steps = check_integer(max_steps, "max_steps", low=1)
-        self.log_every = None if log_every is None else check_integer(log_every, "log_every", low=1)
+        remedy = "choose a value such as 1e-4, or 0 for no penalty"
+        self.reg = check_real(reg, "reg", low=0.0, high=math.inf, include_high=False, remedy=remedy)
+        remedy = "choose a value such as 256"
+        self.batch_size = check_integer(batch_size, "batch_size", low=1, remedy=remedy)
+        self.max_steps = check_integer(max_steps, "max_steps", low=1, remedy="choose a value such as 1000")
+        remedy = "choose a value such as 100, or None"
+        self.log_every = None if log_every is None else check_integer(log_every, "log_every", low=1, remedy=remedy)
         self.device = device
+        check_random_state(random_state)
         self.random_state = random_state
-        self.label_smoothing = check_real(label_smoothing, "label_smoothing", low=0.0, high=1.0)
-        self.validate_every = (
-            self.log_every or 100 if validate_every is None else check_integer(validate_every, "validate_every", low=1)
+        self.label_smoothing = check_real(
+            label_smoothing, "label_smoothing", low=0.0, high=1.0, remedy="choose a value such as 0.1, or 0 for none"
         )
-        self.patience = None if patience is None else check_integer(patience, "patience", low=1)
-        if callable(callbacks) or not all(map(callable, callbacks)):
+        if validate_every is None:
+            self.validate_every = self.log_every or 100
+        else:
+            self.validate_every = check_integer(validate_every, "validate_every", low=1, remedy=remedy)
+        remedy = "choose a value such as 5, or None"
+        self.patience = None if patience is None else check_integer(patience, "patience", low=1, remedy=remedy)
+        if not isinstance(callbacks, Sequence) or isinstance(callbacks, str) or not all(map(callable, callbacks)):
             raise TypeError(
                 f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
             )
@@ -223,7 +235,8 @@ class Trainer:
             X and y may be of different libraries.
         validation_data : (X, y) in the same form, optional
         sample_weight : array of shape (n_samples,), optional
-            Not negative, not all zero; the mean in the objective is weighted by it.
+            Not negative, not all zero; the mean in the objective is weighted by it. Only the ratios matter. Rows of
+            weight 0 do not count, and may hold NaN or infinity.
 
         Returns
         -------
@@ -246,6 +259,7 @@ class Trainer:
         Ctrl-C ends the training; the model keeps its current weights.
         """
         backend = select_backend(self.device, like=X)
+        check_dense(X, "X")
         # An overflow makes the loss infinite, and that is reported; NumPy's warnings about each operation are silenced.
         with backend.context(), np.errstate(over="ignore", invalid="ignore"):
             rows = self._placed(backend, X, y, sample_weight, ("X", "y"))
@@ -286,8 +300,8 @@ class Trainer:
     ) -> _Rows:
         """Check the data on their device, and return them on the backend."""
         X_name, y_name = names
+        (xp, X), (of_y, y) = checked_arrays(**{X_name: X}), checked_arrays(**{y_name: y})
         X, y = detached(X), detached(y)
-        xp, of_y = namespace(**{X_name: X}), namespace(**{y_name: y})
         check_rank(X, X_name, 2, "(n_samples, n_features)")
         check_floating(xp, X, X_name)
         if X.shape[1] != self.model.n_features:
@@ -295,23 +309,27 @@ class Trainer:
                 f"`{X_name}` must have the model's n_features={self.model.n_features} columns, got {X.shape[1]}; "
                 f"make the model for this X."
             )
-        check_finite(xp, X, X_name)
+        if sample_weight is not None:
+            of_weight, sample_weight = checked_arrays(sample_weight=sample_weight)
+            sample_weight = detached(sample_weight)
+            check_weights(of_weight, sample_weight, X.shape[0])
+        is_finite = check_finite(xp, X, X_name, sample_weight)
+        check_held(xp, self.reg, "reg", working_dtype(xp, X.dtype))
         dtype = dtype_name(working_dtype(xp, X.dtype))
-        probabilities = y.ndim == 2 and is_floating(of_y, y.dtype)
-        if not probabilities:
-            check_rank(y, y_name, 1, "(n_samples,)")
+        probabilities = are_probabilities(of_y, y, self.model.n_classes, y_name)
         check_length(y, y_name, X.shape[0], X_name)
         if probabilities:
             check_probabilities(of_y, y, self.model.n_classes, y_name)
         else:
             y = check_labels(of_y, y, self.model.n_classes, y_name)
+        X, y = backend.asarray(X, dtype), backend.asarray(y, dtype if probabilities else None)
         if sample_weight is not None:
-            check_weights(namespace(sample_weight=sample_weight), sample_weight, X.shape[0])
-            sample_weight = backend.asarray(sample_weight, dtype)
-            sample_weight = sample_weight / backend.xp.mean(sample_weight)
-        return _Rows(
-            backend, backend.asarray(X, dtype), backend.asarray(y, dtype if probabilities else None), sample_weight
-        )
+            # Scaled where it is: the dtype of X may be too narrow for the weights, but not for their ratios.
+            sample_weight, _ = scaled_weights(of_weight, sample_weight)
+            sample_weight = backend.asarray(sample_weight / of_weight.mean(sample_weight), dtype)
+            if not is_finite:  # rows of weight 0, in which 0 * NaN would reach the gradient
+                X = backend.xp.where((sample_weight > 0)[:, None], X, backend.xp.zeros_like(X))
+        return _Rows(backend, X, y, sample_weight)
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,12 @@ def pytest_addoption(parser):
         choices=["array_api_strict", "torch", "cupy"],
         help="fail, instead of skipping, where this library cannot be used",
     )
+    parser.addoption(
+        "--trial",
+        choices=["part", "whole"],
+        default="part",
+        help="how much of the trial of convergence runs: 60 problems, or all 500 and all seeds of outliers",
+    )
 
 
 def pytest_configure(config):

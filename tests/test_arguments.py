@@ -1,9 +1,16 @@
-"""Bad arguments of the functional API are refused with the argument's name, the rule, the value and a remedy."""
+"""Bad arguments are refused in one line with the argument's name, the rule, the value and a remedy."""
 
 from __future__ import annotations
 
+import importlib
+import re
+import warnings
+from fractions import Fraction
+
 import numpy as np
 import pytest
+import scipy.sparse
+from sklearn.exceptions import ConvergenceWarning
 
 import softmax_xp as sx
 
@@ -44,6 +51,11 @@ CASES = [
         ValueError,
         r"`labels` must have one entry per row.*\(3\), got 2; select",
     ),
+    (sx.cross_entropy, (Z, np.array(0)), ValueError, r"`labels` must have shape \(n_samples,\), got 0-d.*; flatten"),
+    (sx.cross_entropy, (Z, None), TypeError, "`labels` must be an array.*got NoneType; convert"),
+    (sx.cross_entropy, (Z, np.ones((3, 4), int)), TypeError, "`labels` must have a real floating dtype, got int64"),
+    (sx.cross_entropy, (Z, T, None, 10**400), ValueError, "`label_smoothing` must be a number that float64 can hold"),
+    (sx.cross_entropy, (Z, T, None, 0.0, 10**30), ValueError, "`ignore_index` must be at most.*; choose an index"),
     (sx.cross_entropy, (Z, T[:, None]), ValueError, r"`labels` must have shape \(n_samples,\), got 2-d"),
     (sx.cross_entropy, (Z[0], T), ValueError, r"`logits` must have shape \(n_samples, n_classes\), got 1-d.*reshape"),
     (sx.cross_entropy, (Z[:0], T[:0]), ValueError, r"`logits` must.*no empty axis, got shape \(0, 4\); pass"),
@@ -239,3 +251,318 @@ def test_probabilities_that_were_float32_once_are_accepted(rng):
 def test_a_class_in_place_of_an_option_is_refused_by_name(call):
     with pytest.raises(ValueError, match=r"must be .*got <class"):
         call()
+
+
+# What is no dense array of numbers
+
+
+def fitted():
+    return sx.SoftmaxClassifier(device="cpu").fit(X, Y)
+
+
+def fit(X=X, y=Y, sample_weight=None, **parameters):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return sx.SoftmaxClassifier(**{"device": "cpu", "max_iter": 2, **parameters}).fit(X, y, sample_weight)
+
+
+def train(X=X, y=Y, validation_data=None, sample_weight=None, **options):
+    options = {"max_steps": 2, "log_every": None, "device": "cpu", **options}
+    return sx.Trainer(sx.Linear(2, 3), **options).fit(X, y, validation_data, sample_weight)
+
+
+def observed(observe):
+    return fit(X, Y) if callable(observe) else sx.SoftmaxClassifier(device="cpu").fit(X, Y, observe=observe)
+
+
+ONES = np.ones(4)
+ARRAY_ARGUMENTS = {
+    # function.argument: the argument as it should be, and the call
+    "softmax.logits": (Z, sx.softmax),
+    "log_softmax.logits": (Z, sx.log_softmax),
+    "cross_entropy.logits": (Z, lambda x: sx.cross_entropy(x, T)),
+    "cross_entropy.labels": (T, lambda x: sx.cross_entropy(Z, x)),
+    "cross_entropy.sample_weight": (np.ones(3), lambda x: sx.cross_entropy(Z, T, x)),
+    "cross_entropy_with_grad.logits": (Z, lambda x: sx.cross_entropy_with_grad(x, T)),
+    "cross_entropy_with_grad.labels": (np.full((3, 4), 0.25), lambda x: sx.cross_entropy_with_grad(Z, x)),
+    "softmax_loss.W": (W, lambda x: sx.softmax_loss(x, X, Y, 0.0)),
+    "softmax_loss.X": (X, lambda x: sx.softmax_loss(W, x, Y, 0.0)),
+    "softmax_loss.y": (Y, lambda x: sx.softmax_loss(W, X, x, 0.0)),
+    "SoftmaxClassifier.fit.X": (X, lambda x: fit(x)),
+    "SoftmaxClassifier.fit.y": (Y, lambda x: fit(y=x)),
+    "SoftmaxClassifier.fit.sample_weight": (ONES, lambda x: fit(sample_weight=x)),
+    "SoftmaxClassifier.predict.X": (X, lambda x: fitted().predict(x)),
+    "SoftmaxClassifier.predict_proba.X": (X, lambda x: fitted().predict_proba(x)),
+    "SoftmaxClassifier.predict_log_proba.X": (X, lambda x: fitted().predict_log_proba(x)),
+    "SoftmaxClassifier.decision_function.X": (X, lambda x: fitted().decision_function(x)),
+    "SoftmaxClassifier.score.X": (X, lambda x: fitted().score(x, Y)),
+    "SoftmaxClassifier.score.y": (Y, lambda x: fitted().score(X, x)),
+    "SoftmaxClassifier.score.sample_weight": (ONES, lambda x: fitted().score(X, Y, x)),
+    "Trainer.fit.X": (X, lambda x: train(x)),
+    "Trainer.fit.y": (Y, lambda x: train(y=x)),
+    "Trainer.fit.sample_weight": (ONES, lambda x: train(sample_weight=x)),
+    "Trainer.fit.X_val": (X, lambda x: train(validation_data=(x, Y))),
+    "Trainer.fit.y_val": (Y, lambda x: train(validation_data=(X, x))),
+    "Linear.__call__.X": (X, lambda x: sx.Linear(2, 3)(x)),
+    "MLP.predict.X": (X, lambda x: sx.MLP([2, 5, 3]).predict(x)),
+}
+
+
+def of_torch(change):
+    torch = pytest.importorskip("torch")
+    return lambda x: change(torch, torch.asarray(x))
+
+
+class Lazy:
+    """An array whose class says that it is one of dask, which the test need not install."""
+
+    def __init__(self, x):
+        self.shape, self.dtype, self.ndim = x.shape, x.dtype, x.ndim
+
+
+Lazy.__module__ = "dask.array.core"
+NOT_DENSE = {
+    # kind: what makes it, and the remedy in the message
+    "masked": (lambda: lambda x: np.ma.masked_array(x, mask=np.arange(x.size).reshape(x.shape) == 0), r"\.filled\("),
+    "masked, nothing of it": (lambda: np.ma.masked_array, r"\.filled\("),
+    "matrix": (lambda: np.matrix, r"numpy\.asarray\("),
+    "sparse": (lambda: scipy.sparse.csr_matrix, r"\.toarray\(\)"),
+    "sparse array": (lambda: lambda x: scipy.sparse.coo_array(np.atleast_2d(x)), r"\.toarray\(\)"),
+    "dask": (lambda: Lazy, r"\.compute\(\)"),
+    "JAX": (lambda: pytest.importorskip("jax").numpy.asarray, r"numpy\.asarray\("),
+    "sparse tensor": (lambda: of_torch(lambda torch, x: x.to_sparse()), r"\.to_dense\(\)"),
+    "meta tensor": (lambda: of_torch(lambda torch, x: x.to("meta")), "make it on the device"),
+    "quantised tensor": (
+        lambda: of_torch(lambda torch, x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8)),
+        r"\.dequantize\(\)",
+    ),
+    "nested tensor": (
+        lambda: of_torch(lambda torch, x: torch.nested.nested_tensor([x])),
+        r"torch\.nested\.to_padded_tensor\(",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_DENSE)
+@pytest.mark.parametrize("argument", ARRAY_ARGUMENTS)
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PendingDeprecationWarning")  # of making such arrays
+def test_what_is_no_dense_array_is_refused_with_its_remedy(argument, kind):
+    make, remedy = NOT_DENSE[kind]
+    given, call = ARRAY_ARGUMENTS[argument]
+    name = argument.rpartition(".")[2]
+    with pytest.raises(TypeError, match=f"^`{name}` must be a dense array of numbers in memory, got .*; .*{remedy}"):
+        call(make()(given))
+
+
+DTYPES = {
+    "complex": lambda x: x.astype(complex),
+    "text": lambda x: x.astype(str),
+    "bytes": lambda x: x.astype(bytes),
+    "datetime": lambda x: x.astype(int).astype("datetime64[ms]"),
+    "timedelta": lambda x: x.astype(int).astype("timedelta64[ms]"),
+    "structured": lambda x: x.astype([("a", float)]),
+    "record": lambda x: x.astype([("a", float)]).view(np.recarray),
+    "object": lambda x: np.array([{"a": 1}] * x.size, dtype=object).reshape(x.shape),
+}
+
+
+@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("argument", [name for name in ARRAY_ARGUMENTS if not name.endswith(("fit.y", "score.y"))])
+def test_what_is_no_number_is_refused_in_one_line(argument, kind):
+    given, call = ARRAY_ARGUMENTS[argument]
+    name = argument.rpartition(".")[2]
+    # scikit-learn's contract asks for a ValueError there
+    contract = kind == "complex" and name == "X" and argument.startswith("SoftmaxClassifier")
+    with pytest.raises(ValueError if contract else TypeError, match=f"`{name}` must ") as caught:
+        call(DTYPES[kind](given))
+    assert "\n" not in str(caught.value)
+    assert ";" in str(caught.value)
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+@pytest.mark.parametrize("kind", ["text", "datetime", "timedelta"])
+def test_columns_of_a_frame_that_are_no_numbers_are_named(library, kind):
+    column = DTYPES[kind](np.arange(4))
+    frame = importlib.import_module(library).DataFrame({"a": np.arange(4.0), "b": column})
+    if library == "pandas" and kind == "text":
+        frame = frame.astype({"b": "str"})
+    with pytest.raises(TypeError, match=r"`X` must hold numbers, got dtype .* in columns 'b'; encode or drop"):
+        fit(frame)
+
+
+def test_masked_rows_in_a_list_are_refused():
+    rows = [np.ma.masked_array(row, mask=[True, False]) for row in X]
+    with pytest.raises(TypeError, match=r"`X` must be a dense array.*masked"):
+        fit(rows)
+
+
+@pytest.mark.parametrize("argument", ARRAY_ARGUMENTS)
+def test_big_endian_arrays_give_what_native_ones_do(argument):
+    given, call = ARRAY_ARGUMENTS[argument]
+    native, swapped = call(given), call(given.astype(given.dtype.newbyteorder(">")))
+    if isinstance(native, sx.SoftmaxClassifier):
+        native, swapped = (model.coef_ for model in (native, swapped))
+    elif isinstance(native, sx.History):
+        native, swapped = (history.loss for history in (native, swapped))
+    for one, other in zip(*[x if isinstance(x, tuple) else (x,) for x in (native, swapped)], strict=True):
+        np.testing.assert_array_equal(one, other)
+        assert np.asarray(other).dtype == np.asarray(one).dtype
+        assert np.asarray(other).dtype.isnative
+
+
+@pytest.mark.parametrize("kind", [np.memmap, type("Own", (np.ndarray,), {})])
+def test_subclasses_of_ndarray_give_plain_arrays(kind):
+    loss, grad = sx.cross_entropy_with_grad(Z.view(kind), T.view(kind), np.ones(3).view(kind))
+    assert type(grad) is np.ndarray
+    assert loss == pytest.approx(np.log(4))
+
+
+# Any value for any argument
+
+VALUES = {
+    "None": None,
+    "text": "a",
+    "bytes": b"a",
+    "0-d": np.array(0),
+    "0-d text": np.array("a"),
+    "0-d masked": np.ma.masked,
+    "minus one": -1,
+    "zero": 0,
+    "half": 0.5,
+    "bool": True,
+    "1e30": 10**30,
+    "1e400": 10**400,
+    "1e5000": -(10**5000),
+    "1e308": 1e308,
+    "1e-320": 1e-320,
+    "fraction": Fraction(1, 3),
+    "longdouble": np.longdouble("1e4000"),
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "-inf": float("-inf"),
+    "complex": 1j,
+    "empty": [],
+    "list": [1, 2],
+    "ragged": [[1, 2], [3]],
+    "list of text": ["a", "b"],
+    "huge list": [10**400] * 4,
+    "dict": {},
+    "dict of text": {0: "a"},
+    "dict of nan": {0: float("nan")},
+    "dict of lists": {0: [1.0]},
+    "set": {1},
+    "object": object(),
+    "class": np.float64,
+    "function": abs,
+    "empty array": np.zeros(0),
+    "3-d": np.zeros((2, 2, 2)),
+    "nan array": np.full((4, 2), np.nan),
+    "inf weights": np.full(4, np.inf),
+    "negative": np.full(4, -1.0),
+    "booleans": np.ones(4, bool),
+    "short": np.zeros(1),
+    "lines": "a\nb",
+}
+CALLS = {
+    "softmax": (sx.softmax, {"logits": Z, "axis": -1}),
+    "log_softmax": (sx.log_softmax, {"logits": Z, "axis": -1}),
+    **{
+        function.__name__: (
+            function,
+            {
+                "logits": Z,
+                "labels": T,
+                "sample_weight": np.ones(3),
+                "label_smoothing": 0.0,
+                "ignore_index": 7,
+                "reduction": "mean",
+            },
+        )
+        for function in (sx.cross_entropy, sx.cross_entropy_with_grad)
+    },
+    "softmax_loss": (sx.softmax_loss, {"W": W, "X": X, "y": Y, "reg": 0.1, "workers": 1}),
+    "fit": (
+        fit,
+        {
+            "X": X,
+            "y": Y,
+            "sample_weight": ONES,
+            "C": 1.0,
+            "tol": 1e-4,
+            "fit_intercept": True,
+            "class_weight": None,
+            "max_iter": 2,
+            "warm_start": False,
+            "random_state": 0,
+            "verbose": 0,
+            "solver": "auto",
+            "device": "cpu",
+            "dtype": None,
+            "workers": 1,
+            "max_memory": None,
+            "precision": "float32",
+        },
+    ),
+    "observe": (observed, {"observe": None}),
+    "sgd": (lambda random_state: fit(solver="sgd", random_state=random_state), {"random_state": 0}),
+    **{
+        method: (lambda X, method=method: getattr(fitted(), method)(X), {"X": X})
+        for method in ("predict", "predict_proba", "predict_log_proba", "decision_function")
+    },
+    "score": (lambda **arguments: fitted().score(**arguments), {"X": X, "y": Y, "sample_weight": ONES}),
+    "to": (lambda device: fitted().to(device), {"device": "cpu"}),
+    "Trainer": (
+        train,
+        {
+            "X": X,
+            "y": Y,
+            "validation_data": (X, Y),
+            "sample_weight": ONES,
+            "optimizer": sx.SGD(0.1),
+            "reg": 0.0,
+            "batch_size": 4,
+            "max_steps": 2,
+            "log_every": None,
+            "device": "cpu",
+            "random_state": 0,
+            "label_smoothing": 0.0,
+            "validate_every": 1,
+            "patience": 2,
+            "callbacks": (),
+        },
+    ),
+    "model": (sx.Trainer, {"model": sx.Linear(2, 3)}),
+    "Linear": (sx.Linear, {"n_features": 2, "n_classes": 3}),
+    "MLP": (sx.MLP, {"sizes": [2, 3], "activation": "relu", "init": None, "random_state": 0}),
+    "__call__": (lambda X: sx.Linear(2, 3)(X), {"X": X}),
+    "Linear.predict": (lambda X: sx.Linear(2, 3).predict(X), {"X": X}),
+    "SGD": (sx.SGD, {"learning_rate": 0.1, "momentum": 0.9, "nesterov": False}),
+    "AdamW": (sx.AdamW, {"learning_rate": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 1e-8, "weight_decay": 0.1}),
+    "ConstantSchedule": (sx.ConstantSchedule, {"learning_rate": 0.1}),
+    "StepSchedule": (sx.StepSchedule, {"learning_rate": 0.1, "every": 2, "factor": 0.1}),
+    "CosineSchedule": (sx.CosineSchedule, {"learning_rate": 0.1, "n_steps": 9, "warmup": 1, "final": 0.0}),
+    "select_backend": (sx.select_backend, {"device": "cpu", "like": None}),
+}
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize(
+    ("call", "argument"), [(call, argument) for call, (_, sound) in CALLS.items() for argument in sound]
+)
+@pytest.mark.filterwarnings("ignore")
+def test_whatever_an_argument_is_an_error_names_it(call, argument, value):
+    function, sound = CALLS[call]
+    try:
+        function(**{**sound, argument: VALUES[value]})
+    except (TypeError, ValueError) as error:
+        text = str(error)
+        assert "\n" not in text
+        named = rf"\b{argument}\b" if argument != "validation_data" else "validation_data|[Xy]_val"
+        assert re.search(named, text), text
+        assert re.search(r"; .*\.$|\. Reshape your data.*\.$", text), f"no remedy: {text}"
+
+
+def test_sound_arguments_are_not_refused():
+    """What the calls above are a change of."""
+    for function, sound in CALLS.values():
+        function(**sound)

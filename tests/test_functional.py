@@ -286,6 +286,164 @@ def test_arguments_are_not_modified(xp, rng):
             np.testing.assert_array_equal(xp.to_numpy(a), kept)
 
 
+# Numbers of any size
+
+
+SCALES = [2.0**-1070, 1e-300, 1e-60, 2e38 / 3, 1e60, 1e300, 2.0**1022]
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_only_ratios_of_weights_matter_in_a_mean(xp, rng, scale):
+    """Also of weights that the dtype of the logits cannot hold."""
+    z, t, w = rng.normal(size=(6, 3)), rng.integers(0, 3, size=6), np.array([1.0, 0, 2, 1, 3, 1])
+    expected, expected_grad = oracle.cross_entropy(z, t, w)
+    for dtype in xp.float_dtypes:
+        of_weights = xp.float_dtypes[-1]
+        if not 1e-40 < scale < 1e38 and of_weights == "float32":
+            continue
+        given = xp.asarray(scale * w, of_weights)
+        loss, grad = sx.cross_entropy_with_grad(xp.asarray(z, dtype), xp.asarray(t), given)
+        xp.assert_close(loss, expected, dtype, "loss", extra=1e-6 if dtype == "float32" else 1e-14)
+        xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_weights_in_the_dtype_of_the_logits_may_be_of_any_size(rng, dtype):
+    z, t = rng.normal(size=(4, 3)).astype(dtype), np.array([0, 1, 2, 0])
+    info = np.finfo(dtype)
+    for unit in (info.smallest_subnormal, info.max / 4):
+        w = unit * np.array([1, 2, 4, 1], dtype)
+        expected, expected_grad = oracle.cross_entropy(z, t, [1, 2, 4, 1])
+        loss, grad = sx.cross_entropy_with_grad(z, t, w)
+        assert loss == pytest.approx(expected, rel=TOLERANCE["loss"][dtype][0] + TOLERANCE["loss"][dtype][1])
+        np.testing.assert_allclose(grad, expected_grad, atol=TOLERANCE["grad"][dtype][0])
+
+
+def test_a_weight_of_an_ignored_row_does_not_drown_the_others():
+    z, t = np.array([[1.0, 2.0], [0.0, 3.0]], "float32"), np.array([9, 0])
+    expected, _ = oracle.cross_entropy(z[1:], t[1:])
+    assert sx.cross_entropy(z, t, np.array([1e300, 1e-300]), ignore_index=9) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+@pytest.mark.parametrize("scale", [1e-60, 1e60])
+def test_weights_that_the_logits_cannot_hold_are_refused_where_they_are_no_ratios(reduction, scale):
+    z, t = np.zeros((2, 3)), np.array([0, 1])
+    w = scale * np.array([1.0, 2.0])
+    with pytest.raises(
+        ValueError, match=rf"`sample_weight` must lie in .*{reduction}.*float32.*; use reduction='mean'"
+    ):
+        sx.cross_entropy(z.astype("float32"), t, w, reduction=reduction)
+    expected, _ = oracle.cross_entropy(z, t, w, reduction=reduction)
+    np.testing.assert_allclose(sx.cross_entropy(z, t, w, reduction=reduction), expected, rtol=1e-14)
+
+
+def test_a_sum_takes_weights_of_very_different_sizes():
+    z, t, w = np.zeros((2, 2), "float32"), np.array([0, 1]), np.array([1.0, 1e-60])
+    assert sx.cross_entropy(z, t, w, reduction="sum") == np.float32(np.log(2))
+    with pytest.raises(ValueError, match=r"`sample_weight` must lie in .*got 1e-60"):
+        sx.cross_entropy(z, t, w, reduction="none")
+    assert sx.cross_entropy(z, t, np.array([1.0, 0.0]), reduction="none")[1] == 0.0
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("function", [sx.cross_entropy, sx.cross_entropy_with_grad])
+def test_losses_that_the_dtype_cannot_hold_are_refused(xp, function, reduction):
+    for dtype in xp.float_dtypes:
+        big = np.finfo(dtype).max
+        z, good, bad = [[big, -big, 0.0], [0.0, 1.0, 2.0]], [0, 0], [1, 0]
+        result = function(xp.asarray(z, dtype), xp.asarray(good), reduction=reduction)
+        loss = xp.to_numpy(result[0] if isinstance(result, tuple) else result)
+        row = 2.40760596  # of the second
+        np.testing.assert_allclose(loss, {"mean": row / 2, "sum": row, "none": [0.0, row]}[reduction], rtol=1e-6)
+        with pytest.raises(ValueError, match=rf"`logits` must have losses that {dtype} can hold.*; scale"):
+            function(xp.asarray(z, dtype), xp.asarray(bad), reduction=reduction)
+        with pytest.raises(ValueError, match=rf"`logits` must have losses that {dtype} can hold.*; scale"):
+            sx.log_softmax(xp.asarray(z, dtype))
+        np.testing.assert_allclose(xp.to_numpy(sx.softmax(xp.asarray(z, dtype)))[0], [1, 0, 0])
+
+
+def test_sums_that_sixteen_bits_cannot_hold_are_refused():
+    z, t = np.zeros((10, 3), "float16"), np.zeros(10, int)
+    w = np.full(10, 6e4, "float16")
+    with pytest.raises(ValueError, match=r"`logits` and `sample_weight` must have losses that float16 can hold"):
+        sx.cross_entropy(z, t, w, reduction="sum")
+    with pytest.raises(ValueError, match=r"`logits` must have losses that float16 can hold"):
+        sx.log_softmax(np.array([[6e4, -6e4]], "float16"))
+
+
+def test_an_infinite_loss_that_is_true_is_returned():
+    """Of the label of a masked class: no dtype could hold it."""
+    z = np.array([[0.0, -np.inf], [1.0, 2.0]])
+    assert sx.cross_entropy(z, np.array([1, 0])) == np.inf
+    losses = sx.cross_entropy(z, np.array([1, 0]), np.array([1e200, 1.0]), reduction="none")
+    assert losses.tolist() == [np.inf, pytest.approx(1.3132616875)]
+    np.testing.assert_allclose(sx.log_softmax(z)[0], [0.0, -np.inf])
+    assert sx.cross_entropy(z, np.array([0, 0]), label_smoothing=0.1) == np.inf
+
+
+def test_a_gradient_whose_sum_overflows_is_the_right_one(xp):
+    for dtype, c in itertools.product(xp.float_dtypes, (2, 3)):
+        big = float(np.finfo(dtype).max) / 2
+        y = np.array([0, 0, 0, 0, 0])
+        loss, dW = sx.softmax_loss(
+            xp.asarray(np.zeros((1, c)), dtype), xp.asarray(np.full((5, 1), big), dtype), xp.asarray(y), 0.0
+        )
+        xp.assert_close(loss, np.log(c), dtype, "loss")
+        expected = big * (np.full((1, c), 1.0 / c) - np.eye(c)[:1])
+        xp.assert_close(dW, expected, dtype, "grad")
+
+
+@given(
+    hnp.arrays(np.float64, (5, 2), elements=st.floats(-3, 3)),
+    hnp.arrays(np.float64, (2, 3), elements=st.floats(-3, 3)),
+    st.lists(st.integers(-1010, 1010), min_size=2, max_size=2),
+    st.integers(2, 3),
+)
+@settings(deadline=None)
+def test_units_of_the_features_change_nothing_but_the_units_of_the_gradient(X, W, exponents, c):
+    """To the last number that the dtype can hold: W times a unit and X divided by it."""
+    W, y, unit = W[:, :c], np.array([0, 1, 1, 0, 1]), 2.0 ** np.array(exponents)
+    X, W = np.where(np.abs(X) < 1e-3, 0.0, X), np.where(np.abs(W) < 1e-3, 0.0, W)  # so that none becomes subnormal
+    expected, expected_dW = oracle.softmax_loss(W, X, y, 0.0)
+    loss, dW = sx.softmax_loss(W * unit[:, None], X / unit, y, 0.0)
+    assert loss == pytest.approx(expected, rel=1e-12, abs=1e-14)
+    np.testing.assert_allclose(dW * unit[:, None], expected_dW, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("size", "reg"), [(1e200, 1e-300), (1e-200, 1e300), (1e160, 1e-160), (1e-170, 1e200)])
+def test_a_penalty_is_the_right_one_where_squares_overflow(size, reg):
+    W, X, y = size * np.array([[1.0, 1.0]]), np.array([[1 / size], [-1 / size]]), np.array([0, 0])
+    loss, dW = sx.softmax_loss(W, X, y, reg)
+    assert loss == pytest.approx(np.log(2) + (size * reg) * size, rel=1e-12)
+    np.testing.assert_allclose(dW, size * reg * np.ones((1, 2)), rtol=1e-12)
+    loss, dW = sx.softmax_loss(W[:, :1], X, y, reg)  # of one class
+    assert loss == pytest.approx(0.5 * (size * reg) * size, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("W", "X", "reg", "message"),
+    [
+        ([[1e200, 2e200]], [[1e200], [1.0]], 0.0, "`X` and `W` must have a product that float64 can hold.*; scale"),
+        ([[1.0, -1.0]], [[1e308], [-1e308]], 0.0, "`X` and `W` must have a product that float64 can hold.*; scale"),
+        ([[1e200, 1e200]], [[0.0], [0.0]], 1e200, "`reg` must give a loss and a gradient that float64 can hold"),
+        ([[1e-10, 1e-10]], [[0.0], [0.0]], 1e-320, "`reg` must be 0 or lie in .* which float64 can hold, got 1e-320"),
+    ],
+)
+def test_softmax_loss_names_what_overflows(W, X, reg, message):
+    with pytest.raises(ValueError, match=message):
+        sx.softmax_loss(np.array(W), np.array(X), np.array([0, 0]), reg)
+
+
+def test_a_penalty_that_float32_cannot_hold_is_refused():
+    W, X, y = np.ones((1, 2), "float32"), np.ones((2, 1), "float32"), np.array([0, 1])
+    for reg in (1e-60, 1e60):
+        with pytest.raises(ValueError, match=r"`reg` must be 0 or lie in .* which float32 can hold, got 1e.60"):
+            sx.softmax_loss(W, X, y, reg)
+        with pytest.raises(ValueError, match=r"`reg` must be 0 or lie in .* which float32 can hold, got 1e.60"):
+            sx.Trainer(sx.Linear(1, 2), reg=reg, log_every=None).fit(X, y)
+
+
 # Properties, on NumPy: what is true of every library is shown above to agree with it.
 
 problems = st.tuples(st.integers(1, 9), st.integers(2, 8)).flatmap(

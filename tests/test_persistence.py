@@ -1,6 +1,7 @@
 """A saved model comes back as it was; a file that is not whole is refused in one line; nothing is unpickled."""
 
 import errno
+import hashlib
 import json
 import os
 import pickle
@@ -44,6 +45,13 @@ def parts(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
         metadata = handle.metadata()
         assert list(metadata) == ["softmax_xp"]
         return {name: handle.get_tensor(name) for name in handle.keys()}, json.loads(metadata["softmax_xp"])  # noqa: SIM118
+
+
+def sealed(arrays: dict[str, np.ndarray], record: dict[str, object]) -> bytes:
+    """Return the content of a file with these parts and its digest, made without the library."""
+    text = json.dumps({**record, "sha256": "0" * 64})
+    content = safetensors_bytes(arrays, {"softmax_xp": text})
+    return content.replace(b"0" * 64, hashlib.sha256(content).hexdigest().encode(), 1)
 
 
 def refusal(path: Path, *mentions: str) -> str:
@@ -242,7 +250,8 @@ def test_the_file_says_what_it_holds(tmp_path):
     sx.save(model, tmp_path / "model")
     arrays, record = parts(tmp_path / "model")
     assert sorted(arrays) == ["coef", "intercept"]
-    assert record["format"] == 1
+    assert record["format"] == 2
+    assert (tmp_path / "model").read_bytes() == sealed(arrays, record)
     assert record["version"] == sx.__version__
     assert record["kind"] == "SoftmaxClassifier"
     assert record["device"] == "cpu"
@@ -415,17 +424,56 @@ def test_every_truncation_is_refused(tmp_path):
     refusal(cut)
 
 
-def test_every_changed_byte_of_the_header_is_refused_or_harmless(tmp_path):
+@pytest.mark.parametrize("kind", ["classifier", "network"])
+def test_every_changed_bit_is_refused(tmp_path, kind, rng):
+    path = tmp_path / "model"
+    sx.save(fitted(y=NAMES[Y]) if kind == "classifier" else sx.MLP([4, 5, 3]), path)
+    content = path.read_bytes()
+    sx.load(path, device="cpu")
+    for bit in [*range(64), *rng.integers(64, 8 * len(content), 500)]:  # the first 64 are the length of the header
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(changed)
+        refusal(path)
+
+
+def test_a_file_without_its_digest_is_refused(tmp_path):
     path = tmp_path / "model"
     sx.save(fitted(), path)
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    for position in range(0, 8 + length, 3):
-        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
-        try:
-            sx.load(path, device="cpu").predict(X[:1])
-        except ModelFileError as error:
-            assert len(str(error).splitlines()) == 1  # noqa: PT017
+    arrays, record = parts(path)
+    del record["sha256"]
+    path.write_bytes(safetensors_bytes(arrays, {"softmax_xp": json.dumps(record)}))
+    refusal(path, "sha256")
+    for digest in ("", "0" * 64, "0" * 63, "x", None):
+        path.write_bytes(safetensors_bytes(arrays, {"softmax_xp": json.dumps({"sha256": digest, **record})}))
+        refusal(path)
+    path.write_bytes(sealed(arrays, record))
+    refusal(path, "must begin with sha256")  # where its place is known
+    path.write_bytes(sealed(arrays, {"sha256": "", **record}))
+    sx.load(path, device="cpu")
+
+
+def test_a_file_of_the_version_before_the_digest_loads_with_a_warning(tmp_path):
+    model, path = fitted(), tmp_path / "model"
+    sx.save(model, path)
+    arrays, record = parts(path)
+    del record["sha256"]
+    path.write_bytes(safetensors_bytes(arrays, {"softmax_xp": json.dumps(record | {"format": 1})}))
+    with pytest.warns(UserWarning, match=r"no digest.*save the model again") as caught:
+        back = sx.load(path, device="cpu")
+    assert str(path) in str(caught[0].message)
+    assert len(str(caught[0].message).splitlines()) == 1
+    assert caught[0].filename == __file__
+    np.testing.assert_array_equal(back.predict_proba(X), model.predict_proba(X))
+    back.save(path)
+    sx.load(path, device="cpu")  # warnings are errors here
+
+
+@pytest.mark.skipif(os.name == "nt", reason="named pipes are POSIX")
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it: to open it would take for ever
+    refusal(tmp_path / "pipe", "a device or a pipe")
+    refusal(Path(os.devnull), "a device or a pipe")
 
 
 def test_other_files_are_refused(tmp_path):
@@ -463,16 +511,16 @@ def test_safetensors_of_someone_else_are_refused(tmp_path):
 
 
 def tampered(path: Path, arrays: dict[str, np.ndarray], record: dict[str, object], *mentions: str) -> None:
-    path.write_bytes(safetensors_bytes(arrays, {"softmax_xp": json.dumps(record)}))
-    refusal(path, *mentions)
+    path.write_bytes(sealed(arrays, record))
+    assert "SHA-256" not in refusal(path, *mentions)  # but for the change itself
 
 
 def test_a_newer_format_asks_for_an_upgrade(tmp_path):
     path = tmp_path / "model"
     sx.save(fitted(), path)
     arrays, record = parts(path)
-    mentions = ("format 2", "'9.9'", sx.__version__, "upgrade: pip install -U softmax-xp")
-    tampered(path, arrays, record | {"format": 2, "version": "9.9"}, *mentions)
+    mentions = ("format 3", "'9.9'", sx.__version__, "upgrade: pip install -U softmax-xp")
+    tampered(path, arrays, record | {"format": 3, "version": "9.9"}, *mentions)
 
 
 CHANGES = {
@@ -592,7 +640,7 @@ def test_a_parameter_that_an_older_version_lacked_takes_its_default(tmp_path):
     sx.save(fitted(), path)
     arrays, record = parts(path)
     del record["parameters"]["verbose"]
-    path.write_bytes(safetensors_bytes(arrays, {"softmax_xp": json.dumps(record)}))
+    path.write_bytes(sealed(arrays, record))
     assert sx.load(path).verbose == 0
 
 
@@ -609,7 +657,7 @@ def test_a_message_stays_one_line_whatever_the_file_says(tmp_path):
     sx.save(fitted(), path)
     arrays, record = parts(path)
     tampered(path, arrays, record | {"kind": "a\nb\x1b[31m" + "c" * 1000})
-    tampered(path, arrays, record | {"format": 2, "version": "a\nb"})
+    tampered(path, arrays, record | {"format": 3, "version": "a\nb"})
     assert len(refusal(path)) < 400
     tampered(path, {"a\nb": arrays["coef"]}, record)
     (tmp_path / "a\nb").write_bytes(b"")

@@ -1,6 +1,8 @@
 """Files come back as they were written, or are refused in one line that names them."""
 
 import builtins
+import datetime
+import decimal
 import gzip
 import io
 import pickle
@@ -121,14 +123,17 @@ def test_features_become_floats_and_are_not_scaled(tmp_path, stored, expected):
         (Y[:, None], Y),
         (Y.astype(np.uint8), Y.astype(np.uint8)),
         (Y.astype(">i4"), Y.astype(np.int32)),
-        (Y.astype(np.float32), Y),
-        (np.array([True, False, True]), np.array([1, 0, 1])),
+        (Y.astype(np.float32), Y.astype(np.float32)),
+        (Y.astype(">f8"), Y.astype(np.float64)),
+        (np.array([True, False, True]), np.array([True, False, True])),
+        (np.array([2**63, 2**64 - 1, 0], dtype=np.uint64), np.array([2**63, 2**64 - 1, 0], dtype=np.uint64)),
+        (np.array(["007", "7", ""]), np.array(["007", "7", ""])),
         (TEXT_Y, TEXT_Y),
         (TEXT_Y.astype(">U5"), TEXT_Y.astype("U5")),
         (np.char.encode(np.array(["é", "b", "c"]), "utf-8"), np.array(["é", "b", "c"])),
     ],
 )
-def test_labels_become_native_integers_or_text(tmp_path, stored, expected):
+def test_labels_keep_their_dtype_in_native_byte_order(tmp_path, stored, expected):
     check(read_table(write(tmp_path / "a.npz", npz_bytes(X=X, y=stored))), X, expected)
 
 
@@ -207,9 +212,9 @@ def test_features_that_are_no_matrix_are_refused(tmp_path, array, mentions):
     [
         (np.eye(3), ["(3, 3)"]),
         (np.array(1), ["()"]),
-        (np.array([1, 0.5, 2]), ["0.5 at row 1", "encode"]),
-        (np.array([1, 2, np.nan]), ["nan at row 2"]),
-        (np.array([np.inf, 1, 2]), ["inf at row 0"]),
+        (np.array([1, 0.5, 2]), ["0.5 at row 1", "--labels text"]),
+        (np.array([1, 2, np.nan]), ["row 2 has NaN"]),
+        (np.array([np.inf, 1, 2]), ["row 0 has infinity"]),
         (np.array([1, 2, 1e300]), ["1e+300 at row 2"]),
         (Y.astype(complex), ["complex128"]),
         (Y.astype("M8[s]"), ["datetime64"]),
@@ -311,7 +316,9 @@ def test_idx_unlike_its_header_is_refused(tmp_path, name, content, mentions):
         CSV.rstrip(),
         CSV.replace(b"\n", b"\n\n"),
         CSV.replace(b"y", b'" y"').replace(b"4.25", b'"4.25"'),
-        CSV.replace(b",1\n", b", 1.0\n"),
+        CSV.decode().encode("utf-16"),
+        CSV.decode().encode("utf-32"),
+        CSV.replace(b",", b", "),
     ],
 )
 def test_csv_returns_its_columns(tmp_path, name, content):
@@ -357,7 +364,7 @@ def test_csv_true_and_false_are_one_and_zero(tmp_path):
     message = refusal(write(file, b"a,y\nTrue,1\nyes,0\n"), "'yes' in line 3, column 'a'", "True or False", "--drop")
     assert "numbers" not in message
     refusal(write(file, b"a,y\nTrue,1\n1,0\n"), "got '1' in line 3, column 'a'")
-    refusal(write(file, b"a,y\nTrue,1\n,0\n"), "empty, got one in line 3, column 'a'")
+    refusal(write(file, b"a,y\nTrue,1\n,0\n"), "no value may be missing, got an empty cell in line 3, column 'a'")
     refusal(write(file, b"a,y\n1,1\nTrue,0\n"), "must be numbers, got 'True' in line 3, column 'a'")
 
 
@@ -372,7 +379,7 @@ def test_columns_are_dropped_by_name(tmp_path, name):
     check(read_table(file, drop=["id", "label"]), X, Y, ["a", "b"])  # and only y is left to be the target
     check(read_table(file, drop=("id", "y")), X, TEXT_Y, ["a", "b"])
     check(read_table(file, drop=["y", "label", "id"], need_target=False), X, None, ["a", "b"])
-    refusal(file, "column 'id'", "leave it out" if name == "a.parquet" else "leave out", "--drop", target="y")
+    refusal(file, "column 'id'", "leave out the columns (`drop=`): train --drop id --drop label", target="y")
     assert "--drop" not in refusal(file, "column 'id'", target="y", features=["id"])
     refusal(file, "among 'id', 'a', 'label', 'b', 'y', got 'c'", "--drop", drop=["id", "c"])
     refusal(file, "'y' as both", drop=["y"], target="y")
@@ -394,16 +401,26 @@ def test_csv_knows_the_usual_targets(tmp_path, name):
 @pytest.mark.parametrize(
     ("cells", "expected"),
     [
-        (["1", "-2", "+3"], np.array([1, -2, 3])),
-        (["1", "2.0", "3e2"], np.array([1, 2, 300])),
-        (["cat", '"dog, or ""wolf"""', " cat "], np.array(["cat", 'dog, or "wolf"', "cat"])),
+        (["1", "-2", "3"], np.array([1, -2, 3])),
+        (["1", "18446744073709551615", "3"], np.array([1, 2**64 - 1, 3], dtype=np.uint64)),
+        (["-1", "18446744073709551615", "3"], np.array(["-1", "18446744073709551615", "3"])),
+        (["1.0", "-2.0", "1e+16"], np.array([1.0, -2.0, 1e16])),
+        (["0.0", "-0.0", "1.0"], np.array(["0.0", "-0.0", "1.0"])),
+        (["1", "01", "3"], np.array(["1", "01", "3"])),
+        (["1", "+1", "3"], np.array(["1", "+1", "3"])),
+        (["1", "2.0", "3e2"], np.array(["1", "2.0", "3e2"])),
+        (["1.0", "2.00", "3.0"], np.array(["1.0", "2.00", "3.0"])),
+        (["9007199254740993.0", "9007199254740992.0", "1.0"], None),
+        (["cat", '"dog, or ""wolf"""', " cat "], np.array(["cat", 'dog, or "wolf"', " cat "])),
+        (["1", "2", "nan"], np.array(["1", "2", "nan"])),
         (["1", "2", "three"], np.array(["1", "2", "three"])),
         (["nan", "a", "b"], np.array(["nan", "a", "b"])),
         (["1_0", "#2", "3"], np.array(["1_0", "#2", "3"])),
         (["1", "2", "99999999999999999999"], np.array(["1", "2", "99999999999999999999"])),
     ],
 )
-def test_csv_labels_are_integers_where_all_are(tmp_path, cells, expected):
+def test_csv_labels_are_numbers_where_all_are_written_so(tmp_path, cells, expected):
+    expected = np.array(cells) if expected is None else expected
     rows = "".join(f"{cell},{value}\n" for cell, value in zip(cells, X[:, 0], strict=True))
     check(read_table(write(tmp_path / "a.csv", f"y,a\n{rows}".encode())), X[:, :1], expected, ["a"])
 
@@ -462,7 +479,7 @@ def test_csv_values_that_are_not_finite_are_kept(tmp_path):
         (b"a,b,y\n1,2,0\n1,2,0.5\n", ["0.5 at row 1", "'y'"]),
         (b'a,b,y\n1,2,"cat\n1,2,dog\n', ["one line", "quote"]),
         (b"a,a,y\n1,2,0\n", ["'a' twice"]),
-        (b",a,y\n0,1,2\n", ["column 0", "index=False"]),
+        (b"a,,y\n0,1,2\n", ["column 1", "--drop ''"]),
         (b"a,b,c\n1,2,0\n", ["'a', 'b', 'c'", "--target"]),
         (b"a,label,y\n1,2,0\n", ["'label', 'y'", "--target"]),
         (b"y\n1\n", ["(1, 0)"]),
@@ -526,9 +543,16 @@ def test_parquet_labels_may_be_text_or_categories(tmp_path):
     for labels in (text, text.cast(pa.large_string()), text.dictionary_encode(), text.cast(pa.string_view())):
         file = write(tmp_path / "a.parquet", parquet_bytes(a=X[:, 0], y=labels))
         check(read_table(file), X[:, :1], TEXT_Y, ["a"])
-    for labels in (pa.array(Y).dictionary_encode(), Y.astype(float)):
+    for labels in (text.cast(pa.binary()), text.cast(pa.large_binary()), text.cast(pa.binary(3))):
         file = write(tmp_path / "a.parquet", parquet_bytes(a=X[:, 0], y=labels))
-        check(read_table(file), X[:, :1], Y, ["a"])
+        check(read_table(file), X[:, :1], TEXT_Y, ["a"])
+    for labels in (Y, Y.astype(float), Y.astype(np.uint8), Y == 1, np.array([2**63, 0, 1], dtype=np.uint64)):
+        file = write(tmp_path / "a.parquet", parquet_bytes(a=X[:, 0], y=labels))
+        check(read_table(file), X[:, :1], labels, ["a"])
+    file = write(tmp_path / "a.parquet", parquet_bytes(a=X[:, 0], y=pa.array(Y).dictionary_encode()))
+    check(read_table(file), X[:, :1], Y, ["a"])
+    file = write(tmp_path / "a.parquet", parquet_bytes(a=X[:, 0], y=["a", "a\0", ""]))
+    assert read_table(file).y.tolist() == ["a", "a\0", ""]
 
 
 @pytest.mark.parametrize("library", ["pandas", "polars"])
@@ -550,10 +574,13 @@ def test_parquet_of_data_frames_is_read(tmp_path, library):
     [
         ({"a": ["1", "2"], "y": [0, 1]}, ["string", "'a'"]),
         ({"a": [[1], [2]], "y": [0, 1]}, ["list", "'a'"]),
-        ({"a": [1.0, None], "y": [0, 1]}, ["1 in column 'a'", "null"]),
-        ({"a": [1.0, 2.0], "y": ["a", None]}, ["1 in column 'y'", "null"]),
+        ({"a": [1.0, None], "y": [0, 1]}, ["null at row 1, column 'a'", "--drop a"]),
+        ({"a": [1.0, 2.0], "y": ["a", None]}, ["null at row 1, column 'y'"]),
         ({"a": [1.0, 2.0], "y": [0.5, 1.0]}, ["'y'", "0.5 at row 0"]),
-        ({"a": [1.0, 2.0], "y": [[0], [1]]}, ["'y'", "object"]),
+        ({"a": [1.0, 2.0], "y": [[0], [1]]}, ["'y'", "got ndarray"]),
+        ({"a": [1.0, 2.0], "y": [datetime.date(2020, 1, 1)] * 2}, ["'y'", "datetime64"]),
+        ({"a": [1.0, 2.0], "y": [decimal.Decimal(1)] * 2}, ["'y'", "Decimal"]),
+        ({"a": [1.0, 2.0], "y": [b"\xff", b"a"]}, ["UTF-8"]),
         ({"a": [1.0], "label": [1], "Y": [1]}, ["'label', 'Y'", "--target"]),
         ({"a": np.array([]), "y": np.array([], int)}, ["(0, 1)"]),
         ({"y": [1, 2]}, ["(2, 0)"]),
@@ -750,3 +777,205 @@ def test_damaged_file_is_refused_or_read(tmp_path, name):
             if name.endswith((".npz", ".gz")):  # these have checksums
                 np.testing.assert_array_equal(table.X, whole.X, strict=True)
             assert table.X.ndim == 2
+
+
+# --- Headers, indices, bad columns ---
+
+ASK = ["may be a header or a row", "--header yes or --header no"]
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ("0,1,2\n0.5,1.5,1\n2.5,1.25,0\n", ["0", "1"]),  # pandas: DataFrame(X).to_csv(index=False)
+        ("0,1,2,target\n1,2,3,0\n", ["0", "1", "2"]),
+        (",".join(map(str, range(12))) + "\n" + ",".join("1" * 12) + "\n", [str(i) for i in range(12) if i != 2]),
+        ("5,1,2\n0.5,1.5,1\n2.5,1.25,0\n", None),
+        ("0.0,1.0,2\n0.5,1.5,1\n", None),
+        ("3,4,5\n1,2,0\n", None),
+        ("0,1,2\n3,1,0\n", ASK),
+        ("0,1,2\n", ASK),
+        ("1,2,3\n0.5,1.5,1\n", ASK),
+        ("2019,2020,2021\n0.5,1.5,1\n", ASK),
+        (",".join(map(str, range(12))) + "\n" + ",".join(map(str, range(12, 24))) + "\n", ASK),
+    ],
+)
+def test_csv_header_of_numbers_is_known_or_asked_for(tmp_path, content, names):
+    file = write(tmp_path / "a.csv", content.encode())
+    target = "target" if "target" in content else "2"
+    n_rows = content.count("\n")
+    if names is ASK:
+        refusal(file, *ASK, target=target)
+    else:
+        table = read_table(file, target=target)
+        assert table.feature_names == names
+        assert len(table.X) == n_rows - (names is not None)
+    if "target" not in content:
+        target = content.split("\n")[0].split(",")[2]
+        if n_rows > 1:
+            table = read_table(file, target=target, header="yes")
+            assert (len(table.X), len(table.feature_names)) == (n_rows - 1, content.split("\n")[0].count(","))
+        table = read_table(file, target="2", header="no")
+        assert (len(table.X), table.feature_names) == (n_rows, None)
+
+
+def test_csv_header_of_numbers_is_known_by_the_features_wanted(tmp_path):
+    file = write(tmp_path / "a.csv", b"0,1,2\n7,8,9\n")
+    check(read_table(file, features=["2", "0"], need_target=False), np.array([[9.0, 7.0]]), None, ["2", "0"])
+    check(read_table(file, features=["a"], need_target=False), np.array([[0.0, 1, 2], [7, 8, 9]]), None)
+
+
+def test_csv_without_a_header_says_what_was_taken_for_one(tmp_path):
+    hint = "the first line was taken as the header: if it is a row, say --header no"
+    file = write(tmp_path / "iris.data.csv", b"5.1,3.5,setosa\n4.9,3.0,setosa\n7.0,3.2,virginica\n")
+    refusal(file, hint)
+    refusal(file, hint, "'5.1', '3.5', 'setosa', got '2'", target="2")
+    species = np.array(["setosa", "setosa", "virginica"])
+    check(read_table(file, target="2", header="no"), np.array([[5.1, 3.5], [4.9, 3.0], [7.0, 3.2]]), species)
+    refusal(write(tmp_path / "a.csv", b"p,x,s,x,p,x\ne,x,s,y,p,x\n"), "got 'p' twice, 'x' 3 times", hint)
+    refusal(write(tmp_path / "a.csv", b"1,2\n3,4\n"), "taken as a row: if it is the header, say --header yes")
+
+
+@pytest.mark.parametrize("name", ["", "Unnamed: 0"])
+def test_csv_index_is_left_out_with_a_warning(tmp_path, name):
+    file = write(tmp_path / "a.csv", f"{name},a,b,y\n17,1.5,-2,2\n4,0,4.25,0\n5,3,1e-3,1\n".encode())
+    with pytest.warns(UserWarning, match=r"a\.csv: the first column .* is left out, as an index"):
+        check(read_table(file), X, Y, ["a", "b"])
+    check(read_table(file, drop=[name]), X, Y, ["a", "b"])
+    check(read_table(file, features=["b"]), X[:, 1:], Y, ["b"])
+    file = write(tmp_path / "a.csv", f"{name},0,1,2\n0,1.5,-2,2\n1,0,4.25,0\n2,3,1e-3,1\n".encode())
+    with pytest.warns(UserWarning, match="left out"):
+        check(read_table(file, target="2"), X, Y, ["0", "1"])
+
+
+def test_parquet_index_of_pandas_is_no_feature(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    frame = pandas.DataFrame({"a": X[:, 0], "y": Y}, index=pandas.Index([3, 1, 2], name="id"))
+    frame.to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match=r"a\.parquet: 'id' is the index of pandas and is left out"):
+        check(read_table(tmp_path / "a.parquet"), X[:, :1], Y, ["a"])
+    check(read_table(tmp_path / "a.parquet", drop=["id"]), X[:, :1], Y, ["a"])
+    check(read_table(tmp_path / "a.parquet", target="id", drop=["y"]), X[:, :1], np.array([3, 1, 2]), ["a"])
+    check(read_table(tmp_path / "a.parquet", features=["id"]), np.array([[3.0], [1], [2]]), Y, ["id"])
+    levels = pandas.MultiIndex.from_arrays([[3, 1, 2], list("uvw")], names=["id", None])
+    frame.set_index(levels).to_parquet(tmp_path / "a.parquet")
+    with pytest.warns(UserWarning, match="'id' is the index"):
+        check(read_table(tmp_path / "a.parquet"), X[:, :1], Y, ["a"])
+
+
+def test_all_bad_columns_are_named_with_the_line_that_drops_them(tmp_path):
+    content = "id,my name,age,ok,city,flag,y\nu1,Bob,,1,Rome,True,0\nu2,Ann,31,2,Oslo,,1\nu3,Cy,NA,3,Rome,maybe,1\n"
+    file = write(tmp_path / "a.csv", content.encode())
+    line = "train --drop id --drop 'my name' --drop age --drop city --drop flag"
+    message = refusal(file, "numbers, got 'u1' in line 2, column 'id' (rows: 'id' 3, 'my name' 3, 'city' 3)")
+    assert "no value may be missing, got an empty cell in line 2, column 'age' (rows: 'age' 2, 'flag' 1)" in message
+    assert "hold nothing else, got 'maybe' in line 4, column 'flag'" in message
+    assert message.endswith(line)
+    table = read_table(file, drop=["id", "my name", "age", "city", "flag"])
+    check(table, np.array([[1.0], [2], [3]]), np.array([0, 1, 1]), ["ok"])
+    message = refusal(file, "no value may be missing", features=["age", "ok"])
+    assert "--drop" not in message
+    file = write(tmp_path / "b.csv", b"1,red\n2,blue\n")
+    assert "--drop" not in refusal(file, "'red' in line 1", target="0", header="no")
+
+
+def test_all_bad_columns_of_a_parquet_file_are_named(tmp_path):
+    columns = {"id": ["u", "v", "w"], "age": [1.0, None, None], "ok": [1, 2, 3], "when": [[1], [2], [3]], "y": Y}
+    file = write(tmp_path / "a.parquet", parquet_bytes(**columns))
+    message = refusal(file, "got string in column 'id' (rows: 'id' 3, 'when' 3)", "null at row 1, column 'age'")
+    assert message.endswith("train --drop id --drop age --drop when")
+    check(read_table(file, drop=["id", "age", "when"]), np.array([[1.0], [2], [3]]), Y, ["ok"])
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.npz", "X.npy", "X.idx"])
+def test_features_that_are_not_finite_are_named_by_their_place(tmp_path, name):
+    values = np.array([[1.0, 2.0], [3.0, 1e39], [-1e39, 5.0]])
+    content = {
+        "a.csv": lambda: b"a,b,y\n1,2,0\n3,1e39,1\n-1e39,5,1\n",
+        "a.parquet": lambda: parquet_bytes(a=values[:, 0], b=values[:, 1], y=Y),
+        "a.npz": lambda: npz_bytes(X=values, y=Y),
+        "X.npy": lambda: npy_bytes(values),
+        "X.idx": lambda: idx_bytes(values),
+    }[name]()
+    file = write(tmp_path / name, content)
+    places = {
+        "a.csv": ["'1e39' in line 3, column 'b' (rows: 'b' 1, 'a' 1)", "--drop a --drop b"],
+        "a.parquet": ["-1e+39 at row 2, column 'a'", "--drop a --drop b"],
+        "a.npz": ["-1e+39 at row 2, column 0 of array 'X'"],
+        "X.npy": ["-1e+39 at row 2, column 0"],
+        "X.idx": ["-1e+39 at image 2, pixel 0"],
+    }[name]
+    options = {"need_target": False, "features": None}
+    refusal(file, "finite in float32", "use --dtype float64", *places, dtype="float32", **options)
+    np.testing.assert_array_equal(read_table(file, dtype="float64", **options).X, values)
+    np.testing.assert_array_equal(read_table(file, **options).X, values)
+
+
+def test_csv_cells_that_are_not_finite_are_told_apart(tmp_path):
+    file = write(tmp_path / "a.csv", b"a,b,c,y\n1,2,3,0\nnan,-inf,1e400,1\n")
+    message = refusal(file, "'nan' in line 3, column 'a'", dtype="float64")
+    assert "must be finite, got '-inf' in line 3, column 'b' (rows: 'b' 1, 'c' 1)" in message
+    refusal(file, "got '1e400', beyond float64, in line 3, column 'c'", features=["c"], dtype="float64")
+    largest = write(tmp_path / "b.csv", b"a,y\n3.4028235e38,0\n1,1\n")  # rounded, it is the largest float32
+    assert read_table(largest, dtype="float32").X[0, 0] == 3.4028235e38
+    refusal(write(tmp_path / "b.csv", b"a,y\n3.4028236e38,0\n1,1\n"), "train with", dtype="float32", features=["a"])
+
+
+# --- Encodings, standard input, progress ---
+
+
+def test_text_in_another_encoding_says_how_to_convert_it(tmp_path):
+    content = "größe,b,y\n1.5,-2,2\n0,4.25,0\n3,1e-3,1\n"
+    file = write(tmp_path / "a b.csv", content.encode("latin-1"))
+    message = refusal(file, "UTF-8", "byte 0xf6", f"iconv -f windows-1252 -t UTF-8 '{file}' > utf8.csv")
+    assert "damaged" not in message
+    file = write(tmp_path / "a.csv.gz", content.encode("latin-1"))
+    refusal(file, f"gzip -dc {file} | iconv -f windows-1252")
+    for encoding in ("utf-16-le", "utf-16-be"):
+        assert "damaged" not in refusal(write(tmp_path / "a.csv", content.encode(encoding)), "null bytes, as UTF-16")
+    check(read_table(write(tmp_path / "a.csv", content.encode("utf-16"))), X, Y, ["größe", "b"])
+
+
+def test_csv_is_unzipped_whatever_its_name(tmp_path):
+    (tmp_path / "a.csv").write_bytes(gzip.compress(CSV))
+    (tmp_path / "b.csv.gz").write_bytes(CSV)
+    for name in ("a.csv", "b.csv.gz"):
+        check(read_table(tmp_path / name), X, Y, ["a", "b"])
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "npz", "npy", "idx", "idx.gz"])
+def test_standard_input_is_known_by_its_content(tmp_path, monkeypatch, kind):
+    content = {
+        "csv": lambda: CSV,
+        "csv.gz": lambda: gzip.compress(CSV),
+        "parquet": lambda: parquet_bytes(a=X[:, 0], b=X[:, 1], y=Y),
+        "npz": lambda: npz_bytes(X=X, y=Y),
+        "npy": lambda: npy_bytes(X),
+        "idx": lambda: idx_bytes(X),
+        "idx.gz": lambda: gzip.compress(idx_bytes(X)),
+    }[kind]()
+    target = str(write(tmp_path / "y.npy", npy_bytes(Y))) if kind in ("npy", "idx", "idx.gz") else None
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    table = read_table("-", target=target)
+    check(table, X, Y, ["a", "b"] if kind in ("csv", "csv.gz", "parquet") else None)
+    assert table.source == "standard input"
+    assert labels_file("-", target) == (None if target is None else Path(target))
+    for broken, mention in ((b"", "empty (0 bytes)"), (b"a,y\nred,0\n", "'red' in line 2, column 'a'")):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(broken)))
+        with pytest.raises(DataFileError, match=r"^standard input: ") as caught:
+            read_table("-")
+        assert mention in str(caught.value)
+
+
+def test_csv_reading_reports_its_progress(tmp_path, monkeypatch):
+    monkeypatch.setattr("softmax_xp.readers.columns.LINES_A_REPORT", 100)
+    rows = b"".join(b"%d.5,%d,%d\n" % (i, i, i % 3) for i in range(50_000))
+    for name in ("a.csv", "a.csv.gz"):
+        parts: list[float] = []
+        file = write(tmp_path / name, b"a,b,y\n" + rows)
+        table = read_table(file, progress=parts.append)
+        assert table.X.shape == (50_000, 2)
+        assert len(parts) == 500
+        assert parts == sorted(parts)
+        assert 0.0 < parts[0] < 0.5 < parts[-1] <= 1.0

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import threading
 import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401 - loads a BLAS of its own, before anything here counts its threads
-from threadpoolctl import ThreadpoolController, threadpool_info
+from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 import softmax_xp as sx
-from softmax_xp.kernels.workspace import Workspace, usable_cores
+from softmax_xp.kernels import workspace as module
+from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD, Workspace, usable_cores
 
 PATIENCE = 60  # seconds after which a test gives up on another thread; none takes any part of that
 
@@ -64,7 +68,7 @@ def test_map_runs_as_many_items_at_once_as_there_are_workers():
 def test_one_worker_starts_no_thread():
     workspace, here = Workspace(1), threading.get_ident()
     workspace.map(lambda item: np.testing.assert_equal(threading.get_ident(), here), range(10))
-    assert workspace._pool is None
+    assert not workspace._threads
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -239,3 +243,198 @@ def test_threads_end_with_their_workspace():
     for thread in others:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+# --- Threads that cannot be started, and numbers of threads ---
+
+
+@pytest.mark.parametrize("started", [0, 1, 2])
+def test_the_work_is_done_by_the_threads_that_start(monkeypatch, started):
+    start, n_starts = threading.Thread.start, []
+
+    def limited(thread):
+        n_starts.append(thread)
+        if len(n_starts) > started:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    workspace, meeting = Workspace(8), threading.Barrier(started + 1, timeout=PATIENCE)
+    for _ in range(3):
+        seen = []
+
+        def task(item, seen=seen):
+            if item < started + 1:
+                meeting.wait()  # all threads that there are work
+            seen.append(item)
+
+        workspace.map(task, range(100))
+        assert sorted(seen) == list(range(100))
+    assert len(n_starts) == started + 1  # a refusal is not asked for again
+
+
+def test_a_fit_without_threads_is_that_of_many(monkeypatch, rng):
+    X, y = rng.normal(size=(30_000, 20)), rng.integers(0, 4, size=30_000)
+    expected = sx.SoftmaxClassifier(device="cpu", workers=2).fit(X, y).coef_
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    np.testing.assert_array_equal(sx.SoftmaxClassifier(device="cpu", workers=2).fit(X, y).coef_, expected)
+
+
+@pytest.fixture
+def eight_cores(monkeypatch):
+    """A machine of eight cores, and a BLAS that uses them."""
+    monkeypatch.setattr("joblib.cpu_count", lambda: 8)
+    for name in module.THREAD_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    with threadpool_limits(8, user_api="blas"):
+        if set(blas_threads()) != {8}:
+            pytest.skip("this BLAS has no threads to limit")
+        assert usable_cores() == 8
+        yield
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("3", 3), ("1", 1), (" 4,2", 4), ("100", 8), ("0", 8), ("", 8), ("many", 8), ("-1", 8)]
+)
+def test_variables_limit_the_workers(monkeypatch, eight_cores, name, value, expected):
+    monkeypatch.setenv(name, value)
+    assert Workspace().workers == expected
+    assert Workspace(5).workers == 5  # what is asked for
+
+
+def test_threadpool_limits_of_the_caller_limit_the_workers(eight_cores):
+    with threadpool_limits(2):
+        assert Workspace().workers == 2
+        with BLAS_ON_ONE_THREAD:  # which is no limit of the caller
+            assert Workspace().workers == 2
+        assert Workspace(5).workers == 5
+    assert Workspace().workers == 8
+
+
+def test_an_openblas_built_for_few_threads_limits_nothing(monkeypatch, eight_cores):
+    monkeypatch.setattr(module, "_openblas_max_threads", lambda library: 2)
+    with threadpool_limits(2, user_api="blas"):
+        openblas = all(pool["internal_api"] == "openblas" for pool in threadpool_info() if pool["user_api"] == "blas")
+        assert Workspace().workers == (8 if openblas else 2)
+
+
+def test_openblas_tells_for_how_many_threads_it_was_built():
+    libraries = ThreadpoolController().select(internal_api="openblas").lib_controllers
+    if not libraries:
+        pytest.skip("no OpenBLAS")
+    assert all(2 <= module._openblas_max_threads(library) <= 4096 for library in libraries)
+
+
+INNER = """
+from joblib import Parallel, delayed, parallel_config
+
+def workers():
+    from softmax_xp.kernels.workspace import Workspace
+    return Workspace().workers
+
+with parallel_config("loky", inner_max_num_threads=1):
+    print(*Parallel(n_jobs=2)(delayed(workers)() for _ in range(2)))
+"""
+
+
+def test_the_inner_limit_of_joblib_limits_the_workers(python):
+    command, environment = python
+    done = subprocess.run([*command, "-c", INNER], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]
+
+
+# --- Forks ---
+
+
+def in_a_child(function):
+    """Call `function` in a fork of this process; return the status, which is 0 where it returned a true value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads
+        child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            signal.alarm(PATIENCE)  # ends a child that hangs
+            status = 0 if function() else 2
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are POSIX")
+
+
+@needs_fork
+def test_a_fork_beside_an_evaluation_has_threads_and_blas_of_its_own(many_threads):
+    begun, may_end = threading.Event(), threading.Event()
+    used = Workspace(3)
+    used.map(lambda item: None, range(3))  # its threads are not copied
+
+    def child():
+        meeting, inside = threading.Barrier(3, timeout=PATIENCE), []
+
+        def task(item):
+            meeting.wait()
+            inside.append(blas_threads())
+
+        before = blas_threads()
+        used.map(task, range(3))
+        return (before, inside, blas_threads()) == (many_threads, [[1] * len(many_threads)] * 3, many_threads)
+
+    def evaluation(item):
+        begun.set()
+        assert may_end.wait(PATIENCE)
+
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(Workspace(1).map, evaluation, [0])
+        try:
+            assert begun.wait(PATIENCE)
+            assert blas_threads() == [1] * len(many_threads)
+            assert in_a_child(child) == 0
+            assert blas_threads() == [1] * len(many_threads)  # the parent still evaluates
+        finally:
+            may_end.set()
+        running.result(PATIENCE)
+    assert blas_threads() == many_threads
+
+
+@needs_fork
+def test_a_fork_waits_for_the_lock_of_another_thread(many_threads):
+    held = threading.Event()
+
+    def hold():
+        with BLAS_ON_ONE_THREAD._lock:
+            held.set()
+            time.sleep(0.5)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(PATIENCE)
+    status = in_a_child(lambda: Workspace(1).map(lambda item: None, [0]) is None and blas_threads() == many_threads)
+    thread.join()
+    assert status == 0
+    with BLAS_ON_ONE_THREAD:  # the parent has the lock again
+        assert blas_threads() == [1] * len(many_threads)
+
+
+@needs_fork
+def test_a_fork_in_an_evaluation_of_its_own_thread_goes_on_with_it(many_threads):
+    one = [1] * len(many_threads)
+
+    def child():
+        inside = blas_threads()
+        workspace.map(lambda item: None, range(3))
+        still = blas_threads()
+        BLAS_ON_ONE_THREAD.__exit__()
+        return (inside, still, blas_threads()) == (one, one, many_threads)
+
+    workspace = Workspace(2)
+    with workspace:
+        workspace.map(lambda item: None, range(3))
+        assert in_a_child(child) == 0
+    assert blas_threads() == many_threads

@@ -88,6 +88,6 @@ class Kernels(Protocol):
 
 def kernels_for(xp: Namespace, dtype: DType) -> Kernels:
     """Return the provider for arrays of namespace `xp` and `dtype`."""
-    library = xp.__name__.rsplit(".", 1)[-1]
+    library = xp.__name__.removeprefix("array_api_compat.")  # "jax.numpy" is another one than "numpy"
     provider = PROVIDERS.get((library, dtype_name(dtype)), "reference")
     return cast("Kernels", import_module(f"{__name__}.{provider}"))

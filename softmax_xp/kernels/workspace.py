@@ -2,50 +2,71 @@
 
 from __future__ import annotations
 
+import ctypes
+import itertools
 import math
+import os
+import re
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, TypeVar
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
+from threadpoolctl import LibController, ThreadpoolController
 
 T = TypeVar("T")
 
+# Read at each fit: whoever sets one after the BLAS has been loaded means the threads of this library too.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
-@cache
+
 def usable_cores() -> int:
-    """Return how many cores this process may use, by its affinity, its container and its parent's wishes."""
+    """Return how many threads an evaluation takes by default.
+
+    The smallest of: the cores that this process may use (affinity, container, LOKY_MAX_CPU_COUNT), the number in each
+    of THREAD_VARIABLES, and the number of threads that the BLAS has outside of evaluations, which
+    `threadpoolctl.threadpool_limits` sets.
+    """
     from joblib import cpu_count
 
-    return int(cpu_count())
+    numbers = [re.match(r"\s*\+?(\d+)\s*(,|$)", os.environ.get(name, "")) for name in THREAD_VARIABLES]
+    limits = [int(number[1]) for number in numbers if number]  # of "4,2" the first is that of the outermost level
+    return max(1, min([int(cpu_count()), *(limit for limit in limits if limit > 0), *BLAS_ON_ONE_THREAD.limits()]))
 
 
 class Workspace(AbstractContextManager[None]):
     """Threads that share out the row blocks of an evaluation, and the buffers they work in.
 
-    Threads are started when they are first needed, and end with the workspace. Two evaluations must not run in
-    one workspace at the same time.
+    Threads are started when they are first needed, and end with the workspace. An evaluation goes on with fewer where
+    the system starts no more. Two evaluations must not run in one workspace at the same time.
 
     Parameters
     ----------
     workers : int, optional
-        Number of threads; by default as many as the process may use cores.
+        Number of threads; by default `usable_cores()`, asked when it is first needed.
     precision : str, default "float32"
         Of matrix products, one of the provider's PRECISIONS; the first of them means that of the data.
     """
 
     def __init__(self, workers: int | None = None, precision: str = "float32") -> None:
-        self.workers = usable_cores() if workers is None else workers
+        self._given_workers = workers
         self.precision = precision
-        self._pool: ThreadPoolExecutor | None = None
+        self._threads: list[ThreadPoolExecutor] = []  # of one thread each: an executor of many may start only some
+        self._max_threads = sys.maxsize  # how many the system starts, once it has refused one
+        self._running: list[Future[None]] = []
+        self._process = os.getpid()
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
+
+    @cached_property
+    def workers(self) -> int:
+        """The number of threads, the calling one included."""
+        return usable_cores() if self._given_workers is None else self._given_workers
 
     def __enter__(self) -> None:
         """Keep BLAS on one thread until the end of the solve: its threads go on spinning after each product."""
@@ -69,18 +90,33 @@ class Workspace(AbstractContextManager[None]):
             finally:
                 deque(waiting, maxlen=0)  # an error, or Ctrl-C, ends the work of all
 
-        n_others = min(self.workers, len(items)) - 1
         with BLAS_ON_ONE_THREAD:
-            if n_others > 0 and self._pool is None:
-                self._pool = ThreadPoolExecutor(self.workers - 1, thread_name_prefix="softmax_xp")
-            others = [self._pool.submit(copy_context().run, work) for _ in range(n_others)] if self._pool else []
+            if os.getpid() != self._process:  # a fork copies no threads
+                self._threads, self._running, self._process = [], [], os.getpid()
+            if self._running:  # a second Ctrl-C has ended the wait for them
+                wait(self._running)
+            self._running = []
             try:
+                if len(items) > 1:
+                    self._start(work, min(self.workers, len(items)) - 1)
                 work()
             finally:
-                if others:  # to wait for none takes time too
-                    wait(others)
-            for other in others:
+                if self._running:  # to wait for none takes time too
+                    wait(self._running)
+            done, self._running = self._running, []
+            for other in done:
                 other.result()
+
+    def _start(self, work: Callable[[], None], n_others: int) -> None:
+        """Let `n_others` threads work, or as many as the system starts."""
+        try:
+            for i in range(min(n_others, self._max_threads)):
+                if i == len(self._threads):
+                    self._threads.append(ThreadPoolExecutor(1, thread_name_prefix="softmax_xp"))
+                self._running.append(self._threads[i].submit(copy_context().run, work))
+        except RuntimeError:  # "can't start new thread", or the interpreter is about to end
+            self._max_threads = len(self._running)
+            del self._threads[self._max_threads :]
 
     def buffer(self, name: str, shape: tuple[int, ...], dtype: Any, *, shared: bool = False) -> np.ndarray:
         """Return an uninitialised array of this thread (or, if `shared`, of all threads) that keeps its memory."""
@@ -97,37 +133,60 @@ class _BlasOnOneThread(AbstractContextManager[None]):
     """Keeps the BLAS of this process on one thread while any evaluation is running.
 
     The number is a global of the BLAS library: with evaluations in several threads, the first that comes sets it
-    and the last that goes restores it.
+    and the last that goes restores it. So does a process that is forked in an evaluation of another thread.
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may fork
         self._inside = 0
-        self._controller: ThreadpoolController | None = None
-        self._limiter: Any = None
+        self._thread = threading.local()  # its `inside` counts the evaluations of each thread
+        self._outside: list[tuple[LibController, int]] = []  # the number of threads that each library goes back to
+        if hasattr(os, "register_at_fork"):  # no other thread may hold the lock when it is copied
+            os.register_at_fork(
+                before=lambda: self._lock.acquire(),
+                after_in_parent=lambda: self._lock.release(),
+                after_in_child=self._after_fork,
+            )
 
     def __enter__(self) -> None:
         with self._lock:
+            if not self._outside:
+                self._outside = _blas_threads()
+                self._set([(library, 1) for library, _ in self._outside])
             self._inside += 1
-            if self._inside == 1:
-                self._controller = _blas("scipy.linalg" in sys.modules)
-                self._let_go()
-                self._limiter = self._controller.limit(limits=1)
-                self._let_go()
+            self._thread.inside = getattr(self._thread, "inside", 0) + 1
 
     def __exit__(self, *error: object) -> None:
         with self._lock:
             self._inside -= 1
+            self._thread.inside -= 1
             if self._inside == 0:
-                self._let_go()
-                self._limiter.restore_original_limits()
-                self._let_go()
+                self._restore()
 
-    def _let_go(self) -> None:
-        """Let any thread set the number: threadpoolctl gives it to the first that does, and ignores the others."""
-        for library in self._controller.lib_controllers if self._controller else ():
+    def limits(self) -> list[int]:
+        """Return the numbers of threads, outside of evaluations, of the libraries that somebody has limited."""
+        with self._lock:
+            return [number for library, number in self._outside or _blas_threads() if _is_limit(library, number)]
+
+    def _restore(self) -> None:
+        self._set(self._outside)
+        self._outside = []
+
+    def _set(self, numbers: list[tuple[LibController, int]]) -> None:
+        for library, number in numbers:
+            # threadpoolctl lets the first thread that sets a number set it again, and ignores the others.
             if hasattr(library, "clear_controlling_thread"):
                 library.clear_controlling_thread(force=True)
+            library.set_num_threads(number)
+            if hasattr(library, "clear_controlling_thread"):
+                library.clear_controlling_thread(force=True)
+
+    def _after_fork(self) -> None:
+        """Make a new lock, and forget the evaluations of the threads that the child has not got."""
+        self._lock = threading.RLock()
+        self._inside = getattr(self._thread, "inside", 0)
+        if self._inside == 0:
+            self._restore()
 
 
 @cache
@@ -141,6 +200,35 @@ def blas_architectures() -> frozenset[str]:
 def _blas(with_scipy: bool) -> ThreadpoolController:
     """Return what controls the BLAS libraries that are loaded: SciPy brings its own."""
     return ThreadpoolController().select(user_api="blas")
+
+
+def _blas_threads() -> list[tuple[LibController, int]]:
+    """Return the BLAS libraries whose number of threads can be set, and that number."""
+    libraries = _blas("scipy.linalg" in sys.modules).lib_controllers
+    return [(library, library.num_threads) for library in libraries if library.num_threads]
+
+
+def _is_limit(library: LibController, n_threads: int) -> bool:
+    """Return whether the number of threads of a BLAS says how many this process should use.
+
+    BLIS has one unless it is told otherwise, a sequential build has one whatever it is told, and an OpenBLAS has at
+    most as many as it was built for.
+    """
+    if getattr(library, "threading_layer", "") in ("disabled", "sequential"):
+        return False
+    if library.internal_api == "openblas":
+        return n_threads < _openblas_max_threads(library)
+    return n_threads > 1 or library.internal_api == "mkl"
+
+
+def _openblas_max_threads(library: LibController) -> float:
+    for prefix, suffix in itertools.product(("", "scipy_"), ("", "64_", "_64")):
+        config = getattr(library.dynlib, f"{prefix}openblas_get_config{suffix}", None)
+        if config is not None:
+            config.restype = ctypes.c_char_p
+            found = re.search(rb"MAX_THREADS=(\d+)", config() or b"")
+            return float(found[1]) if found else math.inf
+    return math.inf
 
 
 BLAS_ON_ONE_THREAD = _BlasOnOneThread()

@@ -1,7 +1,5 @@
 """Files that hold arrays: .npz and .npy of NumPy, and IDX. No pickle is loaded."""
 
-import gzip
-import io
 import math
 import re
 import struct
@@ -15,12 +13,14 @@ from softmax_xp.readers.checks import (
     Array,
     Parts,
     Request,
+    check_features,
     check_size,
     class_labels,
     feature_matrix,
     listed,
     reading,
     refusal,
+    unzipped,
 )
 
 # --- NumPy's own files ---
@@ -47,13 +47,16 @@ def read_npz(file: Path, request: Request) -> Parts:
             rule = f"the target must be array {wanted}, got {listed(members)}"
             raise refusal(file, rule, "name one with --target (`target=`)")
         X = feature_matrix(array(data), file, f"array {data!r}")
-        y = None if target is None else class_labels(array(target), file, f"array {target!r}")
+        check_features(X, file, request, lambda row, column: f"row {row}, column {column} of array {data!r}")
+        y = None if target is None else class_labels(array(target), file, f"array {target!r}", request)
     return X, y, None
 
 
-def npy_features(file: Path) -> Array:
+def npy_features(file: Path, request: Request) -> Array:
     """Return the matrix in a .npy file."""
-    return feature_matrix(npy_array(file), file, "the array")
+    X = feature_matrix(npy_array(file), file, "the array")
+    check_features(X, file, request, lambda row, column: f"row {row}, column {column}")
+    return X
 
 
 def npy_array(file: Path) -> Array:
@@ -86,7 +89,7 @@ _IDX_TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0
 _CHUNK = 1 << 20  # bytes: large enough to be fast, small enough to allocate on a header's word
 
 
-def idx_features(file: Path) -> Array:
+def idx_features(file: Path, request: Request) -> Array:
     """Return the images in an IDX file, one flattened to a row; bytes are divided by 255."""
     array = idx_array(file)
     if array.ndim == 1:
@@ -97,12 +100,13 @@ def idx_features(file: Path) -> Array:
     X = feature_matrix(rows, file, "the images")
     if array.dtype == np.uint8:
         X /= np.float32(255)
+    check_features(X, file, request, lambda row, column: f"image {row}, pixel {column}")
     return X
 
 
 def idx_array(file: Path) -> Array:
     """Return the array in an IDX file, gzipped or not."""
-    with reading(file, "an IDX file"), _unzipped(file) as stream:
+    with reading(file, "an IDX file"), unzipped(file) as stream:
         magic = stream.read(4)
         if not _is_idx_magic(magic):
             rule = f"an IDX file starts with 0, 0, a type and a rank, got bytes {magic.hex(' ')}"
@@ -121,7 +125,7 @@ def idx_array(file: Path) -> Array:
 def has_idx_magic(file: Path) -> bool:
     """Return whether a file begins as an IDX file does."""
     try:
-        with _unzipped(file) as stream:
+        with unzipped(file) as stream:
             return _is_idx_magic(stream.read(4))
     except Exception:  # gzip that does not unpack holds no IDX file
         return False
@@ -129,10 +133,3 @@ def has_idx_magic(file: Path) -> bool:
 
 def _is_idx_magic(magic: bytes) -> bool:
     return len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in _IDX_TYPES and magic[3] > 0
-
-
-def _unzipped(file: Path) -> io.BufferedIOBase:
-    """Open `file`, through gzip if it starts as gzip does: downloads lose and gain .gz on their way."""
-    with open(file, "rb") as stream:
-        packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(file) if packed else open(file, "rb")

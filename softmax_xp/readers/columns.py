@@ -1,58 +1,94 @@
 """Files that hold named columns: .csv and .tsv, gzipped or not, and .parquet."""
 
 import csv
-import gzip
+import io
 import itertools
+import os
 import re
 import reprlib
-from collections.abc import Callable
+import shlex
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
+from softmax_xp.labels import label_array, labels_from_text
 from softmax_xp.readers.checks import (
+    MISSING,
+    TEXT,
     Array,
+    BadColumn,
     Parts,
     Request,
+    all_finite,
+    bad_columns,
+    check_features,
     class_labels,
     feature_matrix,
     floating,
     listed,
+    not_classes,
+    not_finite,
     reading,
     refusal,
+    unzipped,
 )
 
 INSTALL_PARQUET = "pip install 'pyarrow>=17'"  # the extra parquet
 
+LINES_A_REPORT = 4096  # of progress
+BYTE_ORDER_MARKS = {  # the longest first
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}
+NOT_AVAILABLE = ("na", "n/a", "#n/a", "nan", "null", "none", "?")  # marks of missing values
+
+
+class Layout(NamedTuple):
+    """How a text in columns is read; `kinds` has for each column that is read what it holds."""
+
+    delimiter: str
+    names: list[str]
+    kinds: dict[str, str]  # numbers, True and False, or labels
+    has_header: bool
+
 
 def read_csv(file: Path, request: Request) -> Parts:
     """Return features and labels of text in columns."""
-    with reading(file, "UTF-8 text in columns"), _text(file) as stream:
+    with reading(file, "text in columns"), _text(file) as stream:
         delimiter = _delimiter(next((line for line in stream if line.strip()), ""))
         stream.seek(0)
         rows = csv.reader(stream, delimiter=delimiter)
         first = next((row for row in rows if row), [])
-        has_header = not all(_is_number(cell) or _is_boolean(cell) for cell in first)
-        n_header_lines = rows.line_num if has_header else 0
-        sample = next((row for row in rows if row), first) if has_header else first
+        n_first_lines = rows.line_num
+        second = next((row for row in rows if row), [])
+        has_header = _has_header(file, [cell.strip() for cell in first], second, request)
         stream.seek(0)
-        lines = itertools.islice(stream, n_header_lines, None)
+        lines: Iterator[str] = itertools.islice(stream, n_first_lines if has_header else 0, None)
         top = next((line for line in lines if line.strip(" \r\n")), None)
         if top is None:
             raise refusal(file, "must hold at least one sample, got no rows", "check how it was written")
 
         if has_header:
             names = [name.strip() for name in first]
+            hint = "; the first line was taken as the header: if it is a row, say --header no (`header=`)"
+            request = _without_index(file, names, request)
         else:
             names = [str(index) for index in range(len(first))]
+            hint = "; the first line was taken as a row: if it is the header, say --header yes (`header=`)"
             request = request._replace(features=None, drop=())
-        columns, target = _chosen_columns(file, names, request)
+        columns, target = _chosen_columns(file, names, request, hint)
         position = {name: index for index, name in enumerate(names)}
         kinds = dict.fromkeys(columns, "numbers")
         kinds |= {
             name: "True and False"
-            for name, cell in zip(names, sample, strict=False)
+            for name, cell in zip(names, second if has_header else first, strict=False)
             if name in kinds and _is_boolean(cell)
         }
         if target is not None:
@@ -63,46 +99,126 @@ def read_csv(file: Path, request: Request) -> Parts:
         codes: dict[str, int] = {}
         parsers: dict[str, Callable[[str], float]] = {
             "True and False": _boolean,
-            "labels": lambda text: codes.setdefault(text.strip(), len(codes)),
+            "labels": lambda text: codes.setdefault(text, len(codes)),
             "": lambda text: 0.0,
         }
         converters: dict[int | str, Callable[[str], float]] = {
             index: parsers[kind] for index, name in enumerate(names) if (kind := kinds.get(name, "")) != "numbers"
         }
+        layout = Layout(delimiter, names, kinds, has_header)
+        lines = itertools.chain([top], lines)
         try:
             table = np.loadtxt(
-                itertools.chain([top], lines),
+                lines if request.progress is None else _watched(lines, stream, request.progress),
                 delimiter=delimiter,
                 quotechar='"',
                 comments=None,
                 converters=converters,
                 ndmin=2,
             )
+        except UnicodeError:
+            raise
         except ValueError as error:
-            rule = _bad_cell(file, delimiter, names, kinds, has_header) or str(error)
-            remedy = "correct the row, or leave out the column with train --drop (`drop=`)"
-            raise refusal(file, rule, remedy if request.features is None else "correct the row") from error
-        if "" in codes or table.shape[1] != len(names):
-            rule = f"every row must have {len(names)} fields and a label, got another"
-            rule = _bad_cell(file, delimiter, names, kinds, has_header) or rule
-            raise refusal(file, rule, "correct the row")
+            _check_cells(file, layout, request)
+            raise refusal(file, str(error), "correct the row") from error
+        if not all(map(str.strip, codes)) or table.shape[1] != len(names):
+            _check_cells(file, layout, request)
+            raise refusal(file, f"every row must have {len(names)} fields and a label, got another", "correct the row")
 
     broken = next((text for text in codes if "\n" in text), None)
     if broken is not None:  # a quote that nobody closed has swallowed the rows after it
         raise refusal(file, f"a label must fit in one line, got {reprlib.repr(broken)}", "close its quote")
     X = feature_matrix(np.take(table, [position[name] for name in columns], axis=1), file, "the table")
+    if request.dtype is not None and not all_finite(X, request.dtype):
+        _check_cells(file, layout, request)
     y = None
     if target is not None:
-        labels = _parsed_labels(list(codes))[table[:, position[target]].astype(np.intp)]
-        y = class_labels(labels, file, f"column {target!r}")
+        texts = list(codes)
+        # Where the file puts a space after each separator, that is no part of the label.
+        spaced = any(
+            all(cell[:1] == " " for cell in row[1:]) and (row is first or len(row) > 2) for row in (first, second)
+        )
+        if spaced and target != names[0] and all(text[:1] == " " for text in texts):
+            texts = [text[1:] for text in texts]
+        y = _csv_labels(texts, table[:, position[target]].astype(np.intp), file, f"column {target!r}", request)
     return X, y, columns if has_header else None
 
 
-def _text(file: Path) -> IO[str]:
-    # utf-8-sig is UTF-8 with or without the byte order mark that spreadsheets write.
-    if file.name.lower().endswith(".gz"):
-        return gzip.open(file, "rt", encoding="utf-8-sig")
-    return open(file, encoding="utf-8-sig")
+@contextmanager
+def _text(file: Path) -> Iterator[TextIO]:
+    """Open text in UTF-8, with or without the mark that spreadsheets write, or in UTF-16 or UTF-32 with its mark."""
+    with unzipped(file) as binary:
+        head = binary.read(4)
+        binary.seek(0)
+        encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if head.startswith(mark)), "utf-8-sig")
+        try:
+            if b"\0" in head[:2] and encoding == "utf-8-sig":
+                raise UnicodeError("null bytes, as UTF-16 has them")
+            with io.TextIOWrapper(binary, encoding=encoding) as stream:
+                yield stream
+        except UnicodeError as error:
+            encoding, found = "UTF-16LE", str(error)
+            if isinstance(error, UnicodeDecodeError):
+                encoding, found = "windows-1252", f"byte 0x{error.object[error.start]:02x}"
+            read = f"gzip -dc {shlex.quote(str(file))} | iconv" if file.suffix == ".gz" else "iconv"
+            name = "" if file.suffix == ".gz" else f" {shlex.quote(str(file))}"
+            remedy = f"convert it, for example: {read} -f {encoding} -t UTF-8{name} > utf8.csv"
+            raise refusal(file, f"must be text in UTF-8, got {found}", remedy) from error
+
+
+def _watched(lines: Iterable[str], stream: TextIO, show: Callable[[float], object]) -> Iterator[str]:
+    """Yield the lines of `stream`, and show now and then which part of the file has been read."""
+    size = os.fstat(stream.fileno()).st_size
+    for number, line in enumerate(lines):
+        if number % LINES_A_REPORT == 0:
+            show(os.lseek(stream.fileno(), 0, os.SEEK_CUR) / size)
+        yield line
+
+
+def _has_header(file: Path, first: list[str], second: list[str], request: Request) -> bool:
+    """Return whether the first row is a header: it has text, or names that are known, or counts the columns from 0.
+
+    Counting alone can be data too. It is taken for a header of three or more columns, if the second row is not all
+    integers, or of ten or more, if the second row does not go on counting; otherwise the caller has to say.
+    """
+    if request.header != "auto" or not first:
+        return request.header == "yes"
+    if not all(_is_number(cell) or _is_boolean(cell) for cell in first):
+        return True
+    if request.features is not None:
+        return set(request.features) <= set(first)
+    n = len(first)
+    if n < 2 or not all(map(_is_count, first)) or not all(int(a) < int(b) for a, b in itertools.pairwise(first)):
+        return False
+    is_counting = int(first[-1]) == n - 1
+    is_integers = all(re.fullmatch("[+-]?[0-9]+", cell.strip()) for cell in second)
+    goes_on = [cell.strip() for cell in second] == [str(n + column) for column in range(n)]
+    if is_counting and n > 2 and (not is_integers or (n >= 10 and bool(second) and not goes_on)):
+        return True
+    if is_counting or not is_integers:
+        rule = f"the first line may be a header or a row, got {','.join(first[:8])}{',...' if n > 8 else ''}"
+        raise refusal(file, rule, "say which it is: --header yes or --header no (`header=`)")
+    return False
+
+
+def _is_count(text: str) -> bool:
+    return re.fullmatch("0|[1-9][0-9]{0,17}", text) is not None
+
+
+def _without_index(file: Path, names: list[str], request: Request) -> Request:
+    """Return a request that leaves out the first column if that is an index, and warn.
+
+    pandas and R write row labels under an empty name, which pandas reads as "Unnamed: 0".
+    """
+    name = names[0] if names else None
+    if request.features is not None or name not in ("", "Unnamed: 0") or name in (*request.drop, request.target):
+        return request
+    what = f"is called {name!r}" if name else "has no name"
+    warnings.warn(
+        f"{file.name}: the first column {what} and is left out, as an index of pandas or R; rename it to keep it",
+        stacklevel=4,
+    )
+    return request._replace(drop=(*request.drop, name))
 
 
 def _delimiter(line: str) -> str:
@@ -128,39 +244,58 @@ def _is_number(text: str) -> bool:
     return "_" not in text  # Python's digit grouping: a number in source code, a name in a file
 
 
-def _bad_cell(file: Path, delimiter: str, names: list[str], kinds: dict[str, str], has_header: bool) -> str:
-    """Say which row or cell the fast parser stumbled over; slow, and run only to word a refusal.
-
-    `kinds` has for each column that is read what it holds: numbers, True and False, or labels.
-    """
+def _check_cells(file: Path, layout: Layout, request: Request) -> None:
+    """Refuse a file by its first row of another length, or by all columns that have bad cells. Slow."""
+    groups: dict[str, dict[str, BadColumn]] = {}
     with _text(file) as stream:
-        rows = csv.reader(stream, delimiter=delimiter)
-        for row in itertools.islice(filter(None, rows), int(has_header), None):
-            line = f"line {rows.line_num}"
-            if len(row) != len(names):
-                return f"every row must have {len(names)} fields as the first, got {len(row)} in {line}"
-            for name, cell in zip(names, row, strict=True):
-                kind = kinds.get(name)
-                found = f"{reprlib.repr(cell)} in {line}, column {name!r}"
-                if kind and not cell.strip():
-                    return f"no cell may be empty, got one in {line}, column {name!r}"
-                if kind == "numbers" and not _is_number(cell):
-                    point = " with a decimal point" if "," in cell else ""
-                    return f"features must be numbers{point}, got {found}"
-                if kind == "True and False" and not _is_boolean(cell):
-                    return f"a column that begins with True or False must hold nothing else, got {found}"
-    return ""
+        rows = csv.reader(stream, delimiter=layout.delimiter)
+        for row in itertools.islice(filter(None, rows), int(layout.has_header), None):
+            if len(row) != len(layout.names):
+                rule = f"every row must have {len(layout.names)} fields as the first, got {len(row)}"
+                raise refusal(file, f"{rule} in line {rows.line_num}", "correct the row")
+            for name, cell in zip(layout.names, row, strict=True):
+                fault = _fault(cell, layout.kinds.get(name, ""), request)
+                if fault is not None:
+                    rule, found = fault
+                    columns = groups.setdefault(rule, {})
+                    bad = columns.get(name) or BadColumn(name, f"{found} in line {rows.line_num}, column {name!r}", 0)
+                    columns[name] = bad._replace(n_rows=bad.n_rows + 1)
+    if groups:
+        droppable = [name for name, kind in layout.kinds.items() if kind != "labels" and layout.has_header]
+        raise bad_columns(file, request, {rule: list(group.values()) for rule, group in groups.items()}, droppable)
 
 
-def _parsed_labels(texts: list[str]) -> Array:
-    if all(re.fullmatch(r"[+-]?[0-9]+", text) for text in texts):
-        try:
-            return np.array([int(text) for text in texts], dtype=np.int64)
-        except (ValueError, OverflowError):  # longer than 64 bits: an identifier, kept as text
-            return np.array(texts, dtype=str)
+def _fault(cell: str, kind: str, request: Request) -> tuple[str, str] | None:
+    """Return the rule that a cell of a column of some kind breaks, and how a message has it; None if it is right."""
+    text, shown = cell.strip(), reprlib.repr(cell)
+    if not kind or (kind == "labels" and text):
+        return None
+    if not text:
+        return "no label may be missing" if kind == "labels" else MISSING, "an empty cell"
+    if kind == "True and False":
+        other = "a column that begins with True or False must hold nothing else"
+        return None if _is_boolean(text) else (MISSING if text.lower() in NOT_AVAILABLE else other, shown)
+    if not _is_number(text):
+        if text.lower() in NOT_AVAILABLE:
+            return MISSING, shown
+        return f"{TEXT} with a decimal point" if _is_number(text.replace(",", ".")) else TEXT, shown
+    value = float(text)
+    if request.dtype is not None and not abs(value) <= float(np.finfo(request.dtype).max):
+        with np.errstate(over="ignore"):
+            rounded = np.float64(value).astype(request.dtype)
+        return None if np.isfinite(rounded) else not_finite(value, shown, request)
+    return None
+
+
+def _csv_labels(texts: list[str], codes: Array, file: Path, what: str, request: Request) -> Array:
+    """Return the label of each row, whose text is the one at its code."""
+    if request.labels != "auto":
+        return label_array(texts, what)[codes]
     if all(map(_is_number, texts)):
-        return np.array([float(text) for text in texts])
-    return np.array(texts, dtype=str)
+        fraction = next((code for code, text in enumerate(texts) if float(text) % 1.0 > 0.0), None)  # no NaN is
+        if fraction is not None:
+            raise not_classes(file, what, texts[fraction], f"row {np.argmax(codes == fraction)}")
+    return labels_from_text(texts)[codes]
 
 
 def read_parquet(file: Path, request: Request) -> Parts:
@@ -171,46 +306,81 @@ def read_parquet(file: Path, request: Request) -> Parts:
     except ImportError as error:
         raise ImportError(f"{file}: reading .parquet needs pyarrow; install it: {INSTALL_PARQUET}") from error
     with reading(file, "a .parquet file"), pq.ParquetFile(file) as parquet:
-        # pandas stores an index without a name as such a column; a row number is no feature.
-        names = [name for name in parquet.schema_arrow.names if not re.fullmatch(r"__index_level_\d+__", name)]
+        names = _without_stored_index(file, parquet.schema_arrow, request)
         columns, target = _chosen_columns(file, names, request)
-        for name in columns:
-            kind = parquet.schema_arrow.field(name).type
-            if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
-                rule = f"features must be numbers, got {reprlib.repr(str(kind))} in column {name!r}"
-                remedy = "encode it as numbers, or leave it out with train --drop (`drop=`)"
-                raise refusal(file, rule, remedy if request.features is None else "encode it as numbers")
-        table = parquet.read(columns=columns if target is None else [*columns, target])
+        kinds = {name: parquet.schema_arrow.field(name).type for name in columns}
+        is_number = (pa.types.is_floating, pa.types.is_integer, pa.types.is_boolean)
+        text = {name: kind for name, kind in kinds.items() if not any(is_kind(kind) for is_kind in is_number)}
+        numbers = [name for name in columns if name not in text]
+        table = parquet.read(columns=numbers if target is None else [*numbers, target])
 
-        def values(name: str) -> Any:
-            column = table.column(name)
+        def nulls(names: Sequence[str]) -> list[BadColumn]:
+            found = []
+            for name in names:
+                column = table.column(name)
+                if column.null_count:
+                    row = column.is_null().index(True).as_py()
+                    found.append(BadColumn(name, f"null at row {row}, column {name!r}", column.null_count))
+            return found
+
+        groups = {
+            TEXT: [BadColumn(name, f"{kind} in column {name!r}", table.num_rows) for name, kind in text.items()],
+            MISSING: nulls(numbers),
+            "no label may be missing": [] if target is None else nulls([target]),
+        }
+        groups = {rule: bad for rule, bad in groups.items() if bad}
+        if groups:
+            raise bad_columns(file, request, groups, columns)
+
+        X = np.empty((table.num_rows, len(columns)), np.result_type(np.float32, *map(_feature_dtype, kinds.values())))
+        for index, name in enumerate(columns):  # one at a time: the table is never there twice
+            X[:, index] = table.column(name).to_numpy()
+        X = feature_matrix(X, file, "the table")
+        check_features(X, file, request, lambda row, column: f"row {row}, column {columns[column]!r}", columns)
+        y = None
+        if target is not None:
+            column = table.column(target)
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
-            if column.null_count:
-                rule = f"no value may be null, got {column.null_count} in column {name!r}"
-                raise refusal(file, rule, "fill them in, or leave out their rows")
-            text = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
-            if any(is_text(column.type) for is_text in text):
-                return np.array(column.to_pylist(), dtype=str)
-            return column.to_numpy()
-
-        dtypes = [floating(table.schema.field(name).type.to_pandas_dtype()) for name in columns]
-        X = np.empty((table.num_rows, len(columns)), np.result_type(np.float32, *dtypes))
-        for index, name in enumerate(columns):  # one at a time: the table is never there twice
-            X[:, index] = values(name)
-        y = None if target is None else class_labels(values(target), file, f"column {target!r}")
-    return feature_matrix(X, file, "the table"), y, columns
+            if pa.types.is_fixed_size_binary(column.type):
+                column = column.cast(pa.binary())
+            if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+                with reading(file, "labels in UTF-8"):
+                    column = column.cast(pa.large_string())
+            y = class_labels(column.to_numpy(), file, f"column {target!r}", request)
+    return X, y, columns
 
 
-def _chosen_columns(file: Path, names: list[str], request: Request) -> tuple[list[str], str | None]:
-    """Pick the feature columns and the target's among `names`."""
-    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+def _feature_dtype(kind: Any) -> Any:
+    return floating(kind.to_pandas_dtype())
+
+
+def _without_stored_index(file: Path, schema: Any, request: Request) -> list[str]:
+    """Return the names of the columns without the index of pandas, of which a named one is warned of.
+
+    What the request names stays.
+    """
+    stored = (schema.pandas_metadata or {}).get("index_columns", [])
+    kept = {*(request.features or ()), *request.drop, request.target}
+    index = {name for name in stored if isinstance(name, str)}  # others describe a range, which is not stored
+    index |= {name for name in schema.names if re.fullmatch(r"__index_level_\d+__", name)}
+    index -= kept
+    named = [name for name in schema.names if name in index and not name.startswith("__index_level_")]
+    if named and request.features is None:
+        warnings.warn(f"{file.name}: {listed(named)} is the index of pandas and is left out as a feature", stacklevel=4)
+    return [name for name in schema.names if name not in index]
+
+
+def _chosen_columns(file: Path, names: list[str], request: Request, hint: str = "") -> tuple[list[str], str | None]:
+    """Return the feature columns and the target's among `names`; refusals end with `hint`."""
+    repeated = {name: count for name, count in Counter(names).items() if count > 1}
     if repeated:
-        raise refusal(file, f"column names must differ, got {listed(repeated)} twice", "rename one")
+        times = ", ".join(f"{name!r} {'twice' if n == 2 else f'{n} times'}" for name, n in repeated.items())
+        raise refusal(file, f"column names must differ, got {times}", f"rename all but one{hint}")
     wanted, target, drop = request.features, request.target, set(request.drop)
     if drop - set(names):
         rule = f"the columns to drop must be among {listed(names)}, got {listed(sorted(drop - set(names)))}"
-        raise refusal(file, rule, "correct --drop (`drop=`)")
+        raise refusal(file, rule, f"correct --drop (`drop=`){hint}")
     if target in drop:
         raise refusal(file, f"the target must not be dropped, got {target!r} as both", "name another column")
     kept = [name for name in names if name not in drop]
@@ -221,20 +391,20 @@ def _chosen_columns(file: Path, names: list[str], request: Request) -> tuple[lis
             target = found[0]
         elif request.need_target:
             rule = f"one column must be called {', '.join(usual[:-1])} or y, got {listed(found or names)}"
-            raise refusal(file, rule, "name the target with --target (`target=`)")
+            raise refusal(file, rule, f"name the target with --target (`target=`){hint}")
     elif target not in names:
         rule = f"the target must be one of the columns {listed(names)}, got {target!r}"
-        raise refusal(file, rule, "name another with --target (`target=`)")
+        raise refusal(file, rule, f"name another with --target (`target=`){hint}")
     if wanted is None:
         wanted = [name for name in kept if name != target]
     known = set(kept)
     missing = [name for name in wanted if name not in known]
     if missing:
         rule = f"the columns must include the features {listed(missing)}, got {listed(names)}"
-        raise refusal(file, rule, "add them")
+        raise refusal(file, rule, f"add them{hint}")
     if target in wanted:
         raise refusal(file, f"the target must not be a feature, got {target!r} as both", "name another column")
     if "" in wanted:
         rule = f"every feature must have a name, got none for column {names.index('')}"
-        raise refusal(file, rule, "name it, or leave it out (pandas: to_csv(..., index=False))")
+        raise refusal(file, rule, "name it, or leave it out: --drop '' (`drop=`)")
     return wanted, target

@@ -3,7 +3,7 @@
 A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|, with a margin of MARGIN. The estimate
 is half the squared Newton decrement, g' H^-1 g / 2 with the gradient g and the Hessian H (Boyd and Vandenberghe, Convex
 Optimization, 2004, section 9.5). It does not change with the units of the parameters, and means the same for any
-objective.
+objective. The Newton step that has found a gap near enough is the last step of the solve.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
+LAST_STEP = 0.5  # share of tol * |f| that the gap may be before the last step, which is a Newton step
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Method(Protocol):
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         """Return a descent direction, the estimated gap, and the first step to try (None: by the gradient's size).
 
-        A gap of `target` or less ends the solve, so that it must be one to trust.
+        A gap of `target` or less makes this step the last one: it must be trustworthy, and the step a Newton step.
         """
 
     def stepped(self, before: Point, after: Point) -> None:
@@ -53,7 +54,10 @@ class Method(Protocol):
         """Forget what may have misled the last direction; return whether there was anything to forget."""
 
     def gap(self, point: Point) -> float:
-        """Return the best estimate of the gap at a point where the solve has to end."""
+        """Return the best estimate of the gap at a point where the solve has to end; infinity where it is unknown."""
+
+    def gap_after(self, point: Point) -> float:
+        """Return the estimate of the gap at `point`, the end of the Newton step that `direction` returned last."""
 
 
 def descend(
@@ -97,6 +101,7 @@ def descend(
     point = evaluated(xp, current.value_and_grad, params, xp.zeros_like(params), 0.0)
     n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
     message, converged = "", False
+    reached = f"the gap to the optimum is at most tol={tol:g} of the objective"
     stop: object = False
 
     def evaluate_exactly() -> None:
@@ -110,18 +115,19 @@ def descend(
             if not math.isfinite(point.value):
                 message = "the objective is not finite at the start"
                 break
-            target = tol / MARGIN * abs(point.value)
+            goal = tol / MARGIN * abs(point.value)
+            target = LAST_STEP * tol * abs(point.value) if n_iter < max_iter else goal
             direction, gap, first = method.direction(point, target)
             if current is not exact and (gap <= max(target, current.tol * abs(point.value)) or n_iter >= max_iter):
                 evaluate_exactly()
                 continue
             here = Iterate(n_iter, point.value, point.gradient_norm, gap)
             stop = n_iter > 0 and observe is not None and observe(here)
-            if gap <= target:
-                message, converged = f"the gap to the optimum is at most tol={tol:g} of the objective", True
-                break
             if stop or n_iter >= max_iter:
-                message = "ended by the observer" if stop else f"max_iter={max_iter} steps taken"
+                converged = gap <= goal
+                message = (
+                    reached if converged else "ended by the observer" if stop else f"max_iter={max_iter} steps taken"
+                )
                 break
             while True:
                 slope = float(dot(xp, direction, point.grad))
@@ -135,8 +141,15 @@ def descend(
                     break
                 direction, gap, first = method.direction(point, target)
             if new is not None:
+                left = method.gap_after(new) if gap <= target else math.inf
                 method.stepped(point, new)
                 point, n_iter = new, n_iter + 1
+                if left <= goal:
+                    gap, message, converged = left, reached, True
+                    if observe is not None:
+                        observe(Iterate(n_iter, point.value, point.gradient_norm, gap))
+            elif gap <= target:
+                message, converged = reached, True
             elif current is not exact:
                 evaluate_exactly()
             else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace
@@ -19,7 +20,7 @@ from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.solvers.newton_cg import HessianProduct, newton_step
+from softmax_xp.solvers.newton_cg import Decrement, HessianProduct, newton_step
 
 
 class Check(NamedTuple):
@@ -119,8 +120,8 @@ class _LBFGS:
     """Directions from the last pairs of steps and gradient differences.
 
     Their decrement costs nothing, but is only as good as the estimate of the inverse Hessian that they make. When
-    it says that the optimum is near, conjugate gradients on the Hessian itself, preconditioned by that estimate,
-    have the last word; the ratio of both is taken into account from then on, and so is what recent steps have gained.
+    it says that the optimum is near, a Newton step has the last word, by conjugate gradients on the Hessian itself;
+    the ratio of both is taken into account from then on, and so is what recent steps have gained.
     """
 
     def __init__(
@@ -128,25 +129,31 @@ class _LBFGS:
         memory: int,
         precondition: Preconditioner | None,
         hessian_product: HessianProduct | None,
+        largest_change: Callable[[Array], float] | None,
+        exact_inverse: Callable[[Array], Preconditioner | None] | None,
+        renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None,
         due: Due | None,
         correlations: bool = True,
     ) -> None:
         self.precondition = precondition
         self.correlations = correlations
         self.hessian_product = hessian_product
+        self.largest_change = largest_change
+        self.exact_inverse = exact_inverse
+        self.renewed = renewed
         self.due = due
         self.pairs = Pairs(memory)
-        self.understated = 1.0  # the ratio of the gap by conjugate gradients to that by the pairs
+        self.understated = 1.0  # the ratio of the gap by a Newton step to that by the pairs
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT + 1)  # values, and gaps by the pairs
         self._gap = math.inf
-        self._checked: Point | None = None  # where conjugate gradients have found it
+        self._checked: tuple[Point, Decrement] | None = None  # the last Newton step, and where it starts
         self._stepped = False
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         xp = namespace(grad=point.grad)
         direction = -self._product(point.grad[None, :])[0, :]
         decrement = -0.5 * float(dot(xp, direction, point.grad))
-        if decrement < 0.0:  # rounding has made of the estimate what it must not be
+        if decrement < 0.0:  # rounding has made an estimate that is not positive definite
             return direction, math.inf, 1.0
         self._recent.append((point.value, decrement))
         value, expected = self._recent[0]  # what has been gained since then was missing then
@@ -161,13 +168,14 @@ class _LBFGS:
             self._recent.clear()
             return self.direction(point, target)
         if gap <= target and self.hessian_product is not None and decrement > 0.0:
-            newton, gap = self._newton(self.hessian_product, point, CHECK_PRODUCTS)
-            self._gap, self._checked = gap, point
-            if math.isinf(gap):
-                return direction, gap, 1.0
-            self.understated = min(max(1.0, gap / decrement), MOST_UNDERSTATED)
-            if gap > target:
-                return newton, gap, 1.0
+            checked = self._check(self.hessian_product, point, CHECK_PRODUCTS)
+            newton = checked.newton
+            self._gap, self._checked = checked.gap, (point, checked)
+            if newton.decrease == 0.0:
+                return direction, math.inf, 1.0
+            ratio = newton.gap / decrement if math.isfinite(newton.gap) else 10.0 * self.understated
+            self.understated = min(max(1.0, ratio), MOST_UNDERSTATED)
+            return newton.step, checked.gap, 1.0
         return direction, gap, 1.0 if self.pairs or self.precondition else None
 
     def stepped(self, before: Point, after: Point) -> None:
@@ -184,19 +192,38 @@ class _LBFGS:
         return had
 
     def gap(self, point: Point) -> float:
-        if self.hessian_product is None or point is self._checked:
+        if self.hessian_product is None or (self._checked is not None and point is self._checked[0]):
             return self._gap
-        return self._newton(self.hessian_product, point, LAST_PRODUCTS)[1]
+        return self._check(self.hessian_product, point, LAST_PRODUCTS).gap
 
-    def _newton(self, hessian_product: HessianProduct, point: Point, max_products: int) -> tuple[Array, float]:
-        check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
+    def gap_after(self, point: Point) -> float:
+        if self._checked is None:  # there is no Hessian to make a Newton step with
+            left = self._product(point.grad[None, :])[0, :]
+            return 0.5 * self.understated * float(dot(namespace(grad=point.grad), point.grad, left))
+        return self._checked[1].gap_after(point)
+
+    def _check(self, hessian_product: HessianProduct, point: Point, max_products: int) -> Decrement:
+        """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply."""
+        precondition = None if self.exact_inverse is None else self.exact_inverse(point.x)
+        if precondition is not None:
+            check = KNOWN._replace(min_products=1)
+        else:
+            start = self.precondition if self.renewed is None else self.renewed(point.x, self.precondition)
+            precondition = partial(self._product, start=start)
+            check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
         product = hessian_product(point.x)
-        return newton_step(product, point.grad, self._product, max_products=max_products, **check._asdict())
+        newton = newton_step(product, point.grad, precondition, max_products=max_products, **check._asdict())
+        return Decrement(newton, precondition, self.largest_change)
 
-    def _product(self, rows: Array) -> Array:
-        """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
-        start = self.precondition or (lambda x: x)
-        return self.pairs.product(rows[0, :], start)[None, :] if len(self.pairs) else start(rows)
+    def _product(self, rows: Array, start: Preconditioner | None = None) -> Array:
+        """Return the estimate of the inverse Hessian times each of `rows` (m, n).
+
+        It starts from `start`, or from the preconditioner in use.
+        """
+        start = start or self.precondition or (lambda x: x)
+        if not len(self.pairs):
+            return start(rows)
+        return namespace(rows=rows).stack([self.pairs.product(rows[i, :], start) for i in range(rows.shape[0])])
 
 
 def minimize(
@@ -210,6 +237,9 @@ def minimize(
     rough: Evaluation | None = None,
     precondition: Preconditioner | None = None,
     hessian_product: HessianProduct | None = None,
+    largest_change: Callable[[Array], float] | None = None,
+    exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
+    renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None = None,
     due: Due | None = None,
     correlations: bool = True,
     observe: Callable[[Iterate], object] | None = None,
@@ -226,7 +256,14 @@ def minimize(
         which the recursion starts; the identity, scaled, by default.
     hessian_product : callable, optional
         Takes parameters to the function that takes a direction to the Hessian there times it. With it, the estimate
-        of the gap that ends the solve is Newton's; without, that of the recursion.
+        of the gap that ends the solve is that of a Newton step; without, that of the recursion.
+    largest_change : callable, optional
+        As for `newton_cg.Decrement`.
+    exact_inverse : callable, optional
+        Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
+        conjugate gradients do.
+    renewed : callable, optional
+        Takes parameters and the `precondition` in use to one that conjugate gradients can trust there.
     due : callable, optional
         Called with the estimated gap, and that at which the solve will end, after each step; returns what makes
         another `precondition` at given parameters, with which the recursion starts afresh, or None to go on.
@@ -238,7 +275,7 @@ def minimize(
     -------
     Solution
     """
-    method = _LBFGS(memory, precondition, hessian_product, due, correlations)
+    method = _LBFGS(memory, precondition, hessian_product, largest_change, exact_inverse, renewed, due, correlations)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )

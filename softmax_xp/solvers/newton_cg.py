@@ -4,13 +4,15 @@ References
 ----------
 Nocedal and Wright, Numerical Optimization, 2nd ed., 2006, doi:10.1007/978-0-387-40065-5: algorithms 5.3 and 7.1.
 Strakos and Tichy, 2002, ETNA 13, 56-80: the error in the norm of the matrix, from the decrease of some iterations.
+Bach, 2010, doi:10.1214/09-EJS521, and Sun and Tran-Dinh, 2019, doi:10.1007/s10107-018-1282-4: how far a quadratic
+model of the logistic loss holds.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
 from softmax_xp.preconditioners import Preconditioner
@@ -23,8 +25,35 @@ MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 CLOSER_PRODUCTS = 20  # at least, for the gap by which the solve ends: with 4 it was up to ten times the estimate
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
+UNSETTLED = (
+    0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
+)
+TRUSTED_CHANGE = 0.3  # of a difference of logits, up to which the quadratic model is trusted
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
+
+
+class NewtonStep(NamedTuple):
+    """A solution s of H s = -g, and what is known of it.
+
+    Attributes
+    ----------
+    step : array of shape (n,)
+    decrease : float
+        By how much the quadratic model falls along the step: a lower bound of g' H^-1 g / 2.
+    remainder : float
+        An estimate of what the step has missed of g' H^-1 g / 2; infinite where conjugate gradients were still far
+        from their end, or H has no curvature along g.
+    """
+
+    step: Array
+    decrease: float
+    remainder: float
+
+    @property
+    def gap(self) -> float:
+        """The Newton decrement, g' H^-1 g / 2."""
+        return self.decrease + self.remainder
 
 
 def newton_step(
@@ -35,8 +64,8 @@ def newton_step(
     max_products: int = MAX_PRODUCTS,
     min_products: int = MIN_PRODUCTS,
     negligible: float = 0.0,
-) -> tuple[Array, float]:
-    """Return s with H s = -g, and g' H^-1 g / 2, the decrease of the quadratic model along it.
+) -> NewtonStep:
+    """Solve H s = -g by preconditioned conjugate gradients.
 
     Parameters
     ----------
@@ -46,22 +75,19 @@ def newton_step(
     precondition : callable, optional
         Takes arrays (m, n) to an estimate of the inverse of H times each row.
     accuracy : float
-        Ends when the second half of the iterations has added at most this share of the decrease.
+        The iterations end when their second half has added at most this share of the decrease.
     max_products : int
     min_products : int
-        Iterations that are made whatever `accuracy` says, but three quarters of n at most, since what is left then may
+        The least number of iterations whatever `accuracy` says, but three quarters of n at most, since later ones may
         be rounding. Directions of which the gradient has little come late, the later the less the preconditioner knows
         of the curvature, and an early end would miss them.
     negligible : float
-        Fewer are made once r' P r, with the residual r and the preconditioner P, has fallen to this share of what it
-        was: a P that knows the curvature has no direction left then in which much is missing.
+        Fewer iterations suffice once r' P r, with the residual r and the preconditioner P, has fallen to this share of
+        its first value.
 
     Returns
     -------
-    step : array of shape (n,)
-    decrease : float
-        What the iterations have brought, a bound from below, and what as many halves again would bring if each went
-        on to bring the same share of the one before. Infinite, with the step -g, where H has no curvature along it.
+    NewtonStep
     """
     xp = namespace(grad=grad)
 
@@ -73,11 +99,12 @@ def newton_step(
     direction, rz = z, dot(xp, residual, z)
     decreases: list[float] = []
     least = min(min_products, max(MIN_PRODUCTS, 3 * grad.shape[0] // 4))
-    enough, first_size = False, math.inf
+    enough, settled, first_size = False, False, math.inf
     for _ in range(max_products):
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
-        if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):  # what is left is rounding
+        if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):  # the residual is rounding
+            settled = True
             break
         length = size / curvature
         first_size = first_size if decreases else size
@@ -85,20 +112,23 @@ def newton_step(
         step = step + length * direction
         enough = enough or len(decreases) >= least or size < negligible * first_size
         if enough and _halves(decreases)[1] <= accuracy * sum(decreases):
+            settled = True
             break
         residual = residual - length * image
         z = preconditioned(residual)
         rz, before = dot(xp, residual, z), rz
         direction = z + xp.astype(rz / before, grad.dtype) * direction
-    if not decreases and bool(xp.any(grad != 0.0)):  # no curvature to go by: the optimum may be anywhere
-        return -grad, math.inf
+    if not decreases:  # without curvature along the gradient the optimum may be anywhere
+        return NewtonStep(-grad, 0.0, math.inf if bool(xp.any(grad != 0.0)) else 0.0)
     first, second = _halves(decreases)
-    share = min(0.9, second / first) if first > 0.0 else 0.0
-    return step, first + second + second * share / (1.0 - share)
+    share = second / first if first > 0.0 else 0.0
+    known = settled or share <= UNSETTLED
+    share = min(0.9, share)
+    return NewtonStep(step, first + second, second * share / (1.0 - share) if known else math.inf)
 
 
 def _halves(decreases: list[float]) -> tuple[float, float]:
-    """Return what the first half of the iterations has brought, and the second."""
+    """Return the sums over the first half of the iterations and over the second."""
     half = len(decreases) - len(decreases) // 2
     return sum(decreases[:half]), sum(decreases[half:])
 
@@ -106,18 +136,26 @@ def _halves(decreases: list[float]) -> tuple[float, float]:
 class _NewtonCG:
     """Directions by conjugate gradients on the Hessian itself."""
 
-    def __init__(self, hessian_product: HessianProduct, precondition: Callable[[Array], Preconditioner] | None) -> None:
+    def __init__(
+        self,
+        hessian_product: HessianProduct,
+        precondition: Callable[[Array], Preconditioner] | None,
+        largest_change: Callable[[Array], float] | None,
+    ) -> None:
         self.hessian_product = hessian_product
         self.precondition = precondition
-        self._gap = 0.0
+        self.largest_change = largest_change
+        self._last: tuple[Point, Decrement] | None = None
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         precondition = None if self.precondition is None else self.precondition(point.x)
         product = self.hessian_product(point.x)
-        step, self._gap = newton_step(product, point.grad, precondition)
-        if self._gap <= target:
-            step, self._gap = newton_step(product, point.grad, precondition, min_products=CLOSER_PRODUCTS)
-        return step, self._gap, 1.0
+        newton = newton_step(product, point.grad, precondition)
+        if newton.gap <= target:
+            newton = newton_step(product, point.grad, precondition, min_products=CLOSER_PRODUCTS)
+        decrement = Decrement(newton, precondition, self.largest_change)
+        self._last = point, decrement
+        return newton.step, decrement.gap, 1.0
 
     def stepped(self, before: Point, after: Point) -> None:
         pass
@@ -126,7 +164,57 @@ class _NewtonCG:
         return False
 
     def gap(self, point: Point) -> float:
-        return self._gap
+        if self._last is None or self._last[0] is not point:
+            return math.inf
+        return self._last[1].gap
+
+    def gap_after(self, point: Point) -> float:
+        return math.inf if self._last is None else self._last[1].gap_after(point)
+
+
+class Decrement:
+    """The gap to the optimum by a Newton step, where the quadratic model can be trusted along it.
+
+    A row's loss is self-concordant: where a step changes the differences of its logits by at most r, its curvature
+    changes by a factor of e^r at most (Bach, 2010; Sun and Tran-Dinh, 2019). With r small for all rows the model holds
+    along the step, and g' H^-1 g / 2 is the gap; otherwise the gap is unknown.
+
+    Parameters
+    ----------
+    newton : NewtonStep
+    precondition : callable, optional
+        The preconditioner that it was found with.
+    largest_change : callable, optional
+        Takes a direction to the largest change, over all rows, of a difference of two logits along it. Without it the
+        model is taken to be right everywhere.
+    """
+
+    def __init__(
+        self,
+        newton: NewtonStep,
+        precondition: Preconditioner | None,
+        largest_change: Callable[[Array], float] | None,
+    ) -> None:
+        self.newton = newton
+        self.precondition = precondition
+        self.change = 0.0 if largest_change is None or math.isinf(newton.gap) else largest_change(newton.step)
+
+    @property
+    def gap(self) -> float:
+        """The gap where the step starts; infinite where it is unknown."""
+        return self.newton.gap if self.change <= TRUSTED_CHANGE else math.inf
+
+    def gap_after(self, point: Point) -> float:
+        """Return the gap at the end of the step.
+
+        The residual of the Newton step counts as conjugate gradients leave it. What the curvature's change has left
+        shows in the gradient, and counts as the preconditioner knows the curvature.
+        """
+        grad, xp = point.grad, namespace(grad=point.grad)
+        if self.precondition is None:
+            return self.newton.remainder + self.newton.decrease * self.change**2
+        left = 0.5 * float(dot(xp, grad, self.precondition(grad[None, :])[0, :]))
+        return max(left, self.newton.remainder) * math.exp(self.change)
 
 
 def minimize(
@@ -139,6 +227,7 @@ def minimize(
     noise: Callable[[Array], float] | None = None,
     rough: Evaluation | None = None,
     precondition: Callable[[Array], Preconditioner] | None = None,
+    largest_change: Callable[[Array], float] | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a convex function from `params`.
@@ -150,12 +239,14 @@ def minimize(
         Takes parameters to the function that takes a direction to the Hessian there times it.
     precondition : callable, optional
         Takes parameters to an estimate of the inverse Hessian, which takes arrays (m, n) to its product with each row.
+    largest_change : callable, optional
+        As for `Decrement`.
 
     Returns
     -------
     Solution
     """
-    method = _NewtonCG(hessian_product, precondition)
+    method = _NewtonCG(hessian_product, precondition, largest_change)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )

@@ -50,8 +50,8 @@ class StepSchedule:
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
-        check_integer(self.every, "every", low=1)
-        check_real(self.factor, "factor", low=0.0, high=1.0, include_low=False)
+        check_integer(self.every, "every", low=1, remedy="choose a value such as 1000")
+        check_real(self.factor, "factor", low=0.0, high=1.0, include_low=False, remedy="choose a value such as 0.1")
 
     def __call__(self, step: int) -> float:
         """Return the learning rate at `step`."""
@@ -82,12 +82,12 @@ class CosineSchedule:
 
     def __post_init__(self) -> None:
         _check_rate(self.learning_rate)
-        check_integer(self.n_steps, "n_steps", low=1)
-        if check_integer(self.warmup, "warmup", low=0) >= self.n_steps:
+        check_integer(self.n_steps, "n_steps", low=1, remedy="choose a value such as 1000")
+        if check_integer(self.warmup, "warmup", low=0, remedy="choose a value such as 0") >= self.n_steps:
             raise ValueError(
                 f"`warmup` must be less than `n_steps` ({self.n_steps}), got {self.warmup}; shorten the warm-up."
             )
-        check_real(self.final, "final", low=0.0, high=self.learning_rate)
+        check_real(self.final, "final", low=0.0, high=self.learning_rate, remedy="choose a value such as 0.0")
 
     def __call__(self, step: int) -> float:
         """Return the learning rate at `step`."""
@@ -103,4 +103,5 @@ def as_schedule(learning_rate: float | Schedule) -> Schedule:
 
 
 def _check_rate(value: float) -> None:
-    check_real(value, "learning_rate", low=0.0, include_low=False, high=math.inf, include_high=False)
+    remedy = "choose a value such as 1e-3"
+    check_real(value, "learning_rate", low=0.0, include_low=False, high=math.inf, include_high=False, remedy=remedy)

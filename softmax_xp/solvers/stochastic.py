@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from softmax_xp._arrays import Array, accumulation_dtype, check_real, namespace
+from softmax_xp._arrays import Array, accumulation_dtype, check_bool, check_real, namespace
 from softmax_xp.data import minibatches
 from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import Iterate, Solution
@@ -75,8 +75,9 @@ class SGD(_Rule):
 
     def __post_init__(self) -> None:
         as_schedule(self.learning_rate)
-        _set(self, momentum=check_real(self.momentum, "momentum", low=0.0, high=1.0, include_high=False))
-        if self.nesterov and not self.momentum:
+        remedy = "choose a value such as 0.9"
+        _set(self, momentum=check_real(self.momentum, "momentum", low=0.0, high=1.0, include_high=False, remedy=remedy))
+        if check_bool(self.nesterov, "nesterov") and not self.momentum:
             raise ValueError("`nesterov` needs a positive `momentum`, got 0; try momentum=0.9.")
 
     def start(self, params: Params) -> State:
@@ -116,9 +117,12 @@ class Adam(_Rule):
 
     def __post_init__(self) -> None:
         as_schedule(self.learning_rate)
-        _set(self, beta1=check_real(self.beta1, "beta1", low=0.0, high=1.0, include_high=False))
-        _set(self, beta2=check_real(self.beta2, "beta2", low=0.0, high=1.0, include_high=False))
-        _set(self, eps=check_real(self.eps, "eps", low=0.0, include_low=False))
+        remedy = "choose a value such as 0.9"
+        _set(self, beta1=check_real(self.beta1, "beta1", low=0.0, high=1.0, include_high=False, remedy=remedy))
+        remedy = "choose a value such as 0.999"
+        _set(self, beta2=check_real(self.beta2, "beta2", low=0.0, high=1.0, include_high=False, remedy=remedy))
+        limits: dict[str, Any] = {"low": 0.0, "include_low": False, "high": math.inf, "include_high": False}
+        _set(self, eps=check_real(self.eps, "eps", **limits, remedy="choose a value such as 1e-8"))
 
     def start(self, params: Params) -> State:
         """Return zero means."""
@@ -161,7 +165,9 @@ class AdamW(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _set(self, weight_decay=check_real(self.weight_decay, "weight_decay", low=0.0))
+        limits: dict[str, Any] = {"low": 0.0, "high": math.inf, "include_high": False}
+        remedy = "choose a value such as 1e-2"
+        _set(self, weight_decay=check_real(self.weight_decay, "weight_decay", **limits, remedy=remedy))
 
     def factors(self, n: int) -> tuple[float, ...]:
         """Return the factor of the weight decay, and the factors of Adam."""
@@ -265,6 +271,11 @@ def minimize(
     -------
     Solution
         `n_iter` counts epochs, `n_evaluations` mini-batches.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        By Ctrl-C before the first step.
     """
     backend, n_rows = objective.backend, objective.X.shape[0]
     xp = backend.xp
@@ -305,6 +316,8 @@ def minimize(
 
     batches = islice(minibatches(backend, n_rows, BATCH_SIZE, rng), per_epoch * max_epochs)
     ended = run(value_and_grad, parts(params), batches, optimizer, after_step, backend.repeated)
+    if ended.interrupted and ended.n_steps == 0:
+        raise KeyboardInterrupt
     value, norm = over_all(ended.params)
     return Solution(
         params=joined(ended.params),

@@ -1,0 +1,170 @@
+"""The coordinates that a linear classifier is fitted in.
+
+Two changes of coordinates leave the objective as it is, and make the arithmetic exact or cheap:
+
+- Features far from zero are centred. Their products with the coefficients nearly cancel with the intercept, which takes
+  the digits that float32, or a factored Hessian, has. The intercept is not penalised, so that it takes up the shift.
+  Without an intercept the features are reflected instead, so that one of them has all of the mean, and the others none.
+- Features whose span has far fewer dimensions than there are features are expressed in an orthonormal basis of it. The
+  L2 penalty does not change, and the coefficients of the optimum lie in that span.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import lapack, qr
+
+from softmax_xp._arrays import (
+    Array,
+    accumulation_dtype,
+    block_bytes,
+    device_of,
+    dtype_name,
+    is_numpy,
+    namespace,
+    row_blocks,
+    to_numpy,
+)
+
+SAMPLE = 1024  # rows, evenly spaced, that means and sizes of the features are taken from
+FAR = 100.0  # ratio of a feature's mean to its standard deviation from which it is far from zero
+FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of their span pays
+INDEPENDENT = (
+    1e-10  # squared size of what the other features leave of one, relative to it, from which it is independent
+)
+NEGLIGIBLE_GAIN = 1e-8  # of the loss, by a direction that is dropped
+ROUNDING = 1e-13  # size of a dropped direction, relative to the features, that is rounding of float64 for certain
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """A feature vector x becomes (x - centre) @ basis + shift.
+
+    Attributes
+    ----------
+    centre : numpy.ndarray of shape (D,) or None
+        float64; zero for features near zero. None where no feature is far from zero.
+    basis : numpy.ndarray of shape (D, r) or None
+        float64, with orthonormal columns. None for the features themselves.
+    shift : numpy.ndarray of shape (D,) or None
+        float64, the centre in the basis, where there is no intercept to take it up.
+    far : bool
+        Whether a feature is far from zero, centred or not.
+    """
+
+    centre: np.ndarray | None = None
+    basis: np.ndarray | None = None
+    shift: np.ndarray | None = None
+    far: bool = False
+
+    def applied(self, X: Array, dtype: str) -> Array:
+        """Return the rows of X (n, D) in these coordinates, in the namespace of X and in `dtype`.
+
+        Differences and products are formed in the dtype of X, or in float64 where there is a basis.
+        """
+        xp, device = namespace(X=X), device_of(X)
+        to = getattr(xp, dtype)
+        if self.centre is None and self.basis is None:
+            return xp.astype(X, to, copy=False)
+        work = X.dtype if self.basis is None else accumulation_dtype(xp, device)
+        centre, basis, shift = (
+            None if x is None else xp.asarray(x, dtype=work, device=device)
+            for x in (self.centre, self.basis, self.shift)
+        )
+        out = xp.empty((X.shape[0], X.shape[1] if basis is None else basis.shape[1]), dtype=to, device=device)
+        for rows in row_blocks(X.shape[0], 8 * X.shape[1], block_bytes(device)):
+            block = xp.astype(X[rows, :], work, copy=False)
+            block = block if centre is None else block - centre
+            block = block if basis is None else block @ basis
+            out[rows, :] = xp.astype(block if shift is None else block + shift, to, copy=False)
+        return out
+
+    def features(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return coefficients (K, r) and intercepts (K,) of these coordinates as those of the features, in float64."""
+        coef = coef if self.basis is None else coef @ self.basis.T
+        return coef, intercept if self.centre is None or self.shift is not None else intercept - coef @ self.centre
+
+    def inverse(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return coefficients (K, D) and intercepts (K,) of the features as those of these coordinates, in float64."""
+        if self.centre is not None and self.shift is None:
+            intercept = intercept + coef @ self.centre
+        return coef if self.basis is None else coef @ self.basis, intercept
+
+
+def coordinates(X: Array, strength: float, fit_intercept: bool) -> Coordinates:
+    """Return the coordinates to fit the rows of X in.
+
+    Parameters
+    ----------
+    X : array of shape (n, D), real floating, finite
+    strength : float
+        Of the L2 penalty. It says which directions of the features are too small to count.
+    fit_intercept : bool
+    """
+    sample = to_numpy(X[:: -(-X.shape[0] // SAMPLE), :]).astype(np.float64)
+    far, centre = far_from_zero(sample), None
+    if far.any():
+        centre = np.where(far, sample.mean(axis=0), 0.0).astype(dtype_name(X.dtype)).astype(np.float64)
+        if not fit_intercept:
+            reflection = _reflection(centre)
+            return Coordinates(centre, reflection, centre @ reflection, far=True)
+    return Coordinates(centre, _basis(X, centre, strength) if is_numpy(X) else None, far=bool(far.any()))
+
+
+def far_from_zero(sample: np.ndarray) -> np.ndarray:
+    """Return for each column whether its mean is far larger than what it varies by, (D,)."""
+    spread = sample.max(axis=0) - sample.min(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        scale = np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
+        std = (sample / scale).std(axis=0)
+        far: np.ndarray = (spread > 0.0) & (np.abs((sample / scale).mean(axis=0)) > FAR * std)
+    return far
+
+
+def _reflection(centre: np.ndarray) -> np.ndarray:
+    """Return the orthogonal matrix (D, D) that takes `centre` to a multiple of the first unit vector."""
+    v = centre / np.abs(centre).max()
+    v /= np.sqrt(v @ v)
+    v[0] += math.copysign(1.0, v[0])
+    reflection: np.ndarray = np.eye(len(v)) - np.outer(v, v) * (2.0 / (v @ v))
+    return reflection
+
+
+def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndarray | None:
+    """Return an orthonormal basis (D, r) of the span of the rows, or None where r is not much smaller than D.
+
+    A column counts as dependent when the others leave so little of it that no coefficient of use could rest on it.
+    """
+    n, n_features = X.shape
+    if n < n_features or strength == 0.0:
+        return None
+    rows = X[:: max(1, n // (2 * n_features)), :].astype(np.float64)
+    rows = rows if centre is None else rows - centre
+    scale = np.abs(rows).max(axis=0)
+    scale[scale == 0.0] = 1.0
+    rows = rows / scale
+    size = np.sqrt((rows**2).sum(axis=0))
+    size[size == 0.0] = 1.0
+    rows, scale = rows / size, scale * size / math.sqrt(len(rows))  # now the root mean square of each column
+    _, _, rank, _ = lapack.dpstrf(rows.T @ rows, tol=INDEPENDENT, lower=0)
+    if rank > FEW_DIMENSIONS * n_features:
+        return None
+    # The squares in the Gram matrix have lost half of the digits, so that the columns decide. The penalty leaves a
+    # direction dropped by this tolerance less than NEGLIGIBLE_GAIN of the loss to gain.
+    tol = max(ROUNDING, min(INDEPENDENT**0.5, (NEGLIGIBLE_GAIN * strength) ** 0.5 / float(scale.max())))
+    triangle, pivots = qr(rows, mode="r", pivoting=True)
+    rank = int((np.abs(np.diagonal(triangle)) > tol).sum())
+    if not 0 < rank <= FEW_DIMENSIONS * n_features:
+        return None
+    span = np.empty((rank, n_features))
+    span[:, pivots] = triangle[:rank]
+    basis: np.ndarray = qr((span * scale).T, mode="economic")[0]
+    found = Coordinates(centre, basis)
+    for block in row_blocks(n, 8 * n_features):  # rows that the sample has missed may have a direction of their own
+        own = X[block].astype(np.float64) - (0.0 if centre is None else centre)
+        if not (np.abs(own - found.applied(X[block], "float64") @ basis.T) <= 10.0 * tol * scale).all():
+            return None
+    return basis
