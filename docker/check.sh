@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Builds the images with docker, podman or buildah, whichever is there, and looks whether each does what it is for.
+# Builds the images with docker, podman or buildah, whichever is there, and checks that each does its job.
 #
 #   docker/check.sh                        all three: cpu, gpu, test
 #   docker/check.sh cpu gpu                some of them
 #   PYTHON_IMAGE=NAME docker/check.sh      on another Python image than the Dockerfile names
-#   PYTHON_IMAGE=debian docker/check.sh    where no registry is in reach: on an image made here, by debootstrap (as root)
+#   PYTHON_IMAGE=debian docker/check.sh    on an image that debootstrap makes here (as root), where no registry is in reach
 #
-# What pip and TLS are told on this machine (/etc/pip.conf, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, certificates) is lent to
-# the builds, and not kept in an image.
+# The builds use this machine's settings of pip and TLS (/etc/pip.conf, PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS, certificates).
+# The images do not keep them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -77,7 +77,6 @@ build() {
     [ -z "${PIP_FIND_LINKS:-}" ] || options+=(--build-arg PIP_FIND_LINKS)
     [ -z "$torch" ] || options+=(--build-arg "TORCH=$torch")
     if [ "$engine" != docker ]; then
-        options+=(--format docker)  # which alone has a HEALTHCHECK
         local file
         for file in /etc/pip.conf /etc/ssl/certs/ca-certificates.crt ${PIP_FIND_LINKS:-}; do
             [ ! -e "$file" ] || options+=(--volume "$file:$file:ro")
@@ -94,19 +93,21 @@ size() {
     esac
 }
 
-# Run an image with arguments, as its user, in a container that is thrown away. Exit status and output are its own.
+# Run an image with arguments in a container that is thrown away. Exit status and output are those of its command.
+# Options for the engine (a volume, a user) stand in the array run_options.
+run_options=()
 run() {
     local image=softmax-xp:$1 container
     shift
     if [ "$engine" != buildah ]; then
-        $engine run --rm "$image" "$@"
+        $engine run --rm "${run_options[@]}" "$image" "$@"
         return
     fi
     container=$(buildah from --pull=never "$image")
     containers+=("$container")
     local entrypoint
     mapfile -t entrypoint < <(buildah inspect --format '{{range .OCIv1.Config.Entrypoint}}{{println .}}{{end}}' "$container" | grep .)
-    buildah run "$container" -- "${entrypoint[@]}" "$@"
+    buildah run "${run_options[@]}" "$container" -- "${entrypoint[@]}" "$@"
 }
 
 failed() {
@@ -120,8 +121,12 @@ for target in "${targets[@]}"; do
     echo "== $target: $(size "$target")"
     case $target in
         cpu)
-            run cpu train | tee "$work/out"
-            grep -q "model written to model.safetensors" "$work/out" || failed "the main job wrote no model"
+            mkdir "$work/data"
+            run_options=(--volume "$work/data:/data" --user "$(id -u):$(id -g)")
+            run cpu train
+            run_options=()
+            [ -s "$work/data/model.safetensors" ] || failed "the folder that was mounted holds no model"
+            [ -O "$work/data/model.safetensors" ] || failed "the model belongs to another user"
             ;;
         gpu)
             status=0

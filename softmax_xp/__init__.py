@@ -1,11 +1,9 @@
 """Softmax regression to the exact optimum, in plain array code that runs on NumPy or CuPy."""
 
-from __future__ import annotations
+import importlib as _importlib
+import typing as _typing
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
+if _typing.TYPE_CHECKING:
     from softmax_xp.backend import (
         Backend as Backend,
         DeviceInfo as DeviceInfo,
@@ -34,8 +32,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> the module that defines it. Loaded on first use: importing the package costs little more than
-# NumPy, and scikit-learn is loaded only for the estimator.
+# Public name -> the module that defines it, which is imported when the name is first used: importing the package takes
+# little longer than importing NumPy, and scikit-learn is imported for the estimator alone.
 _HOME = {
     "Backend": "backend",
     "DeviceInfo": "backend",
@@ -67,13 +65,13 @@ _HOME = {
 __all__ = ["__version__", *sorted(_HOME)]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> _typing.Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(_importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

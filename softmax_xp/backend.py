@@ -1,4 +1,4 @@
-"""Where the arithmetic runs: the library, the device, and whether that device can be used."""
+"""Choose where to compute: the array library and the device, and whether the device can be used."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ INSTALL_CUPY = "pip install 'cupy-cuda13x>=14.2' 'cuda-toolkit[cublas,cudart,nvr
 
 
 class DeviceUnavailableError(RuntimeError):
-    """The device that was asked for cannot be used; the message says why, and what would help."""
+    """The requested device cannot be used; the message has the cause and a remedy."""
 
 
 @dataclass(frozen=True)
 class DeviceInfo:
-    """One line of `devices()`.
+    """One device in the list of `devices()`.
 
     Attributes
     ----------
     name : "cpu", "cuda:0", ...; what to pass as `device`. "cuda" alone stands for a GPU that cannot be reached
-    description : the model of the device, as far as it is known
-    memory : total memory in bytes, or None where it cannot be told
+    description : the model of the device, if it is known
+    memory : total memory in bytes, or None if it is unknown
     usable : whether a small computation has just run there
-    reason : why it is not usable, and the remedy; empty when it is
+    reason : why it is not usable, and the remedy; empty if it is usable
     """
 
     name: str
@@ -68,8 +68,8 @@ class Backend:
     Attributes
     ----------
     xp : array API namespace
-    device : the device as that library names it
-    name : the device as this package names it: "cpu", "cuda:0", ...
+    device : the device, an object of that library
+    name : the device's name in this package: "cpu", "cuda:0", ...
     """
 
     xp: Namespace
@@ -103,9 +103,9 @@ class Backend:
             return x if dtype is None else self.xp.astype(x, dtype, copy=False)
 
     def repeated(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `function`, or what does the same sooner when it is called again and again with small arrays.
+        """On a GPU, wrap `function` so that calls with small arrays replay a CUDA graph; else return it unchanged.
 
-        It must be as `kernels.graphs.Repeated` takes it.
+        `kernels.graphs.Repeated` says what the function must and must not do.
         """
         return import_module("softmax_xp.kernels.graphs").Repeated(function) if is_gpu(self.device) else function
 
@@ -115,7 +115,7 @@ class Backend:
 
 
 def backend_of(x: Array, name: str = "X") -> Backend:
-    """Return the backend that `x` lives on; `name` is what the caller calls it."""
+    """Return the backend of `x`; `name` is the name of the argument in error messages."""
     xp, device = namespace(**{name: x}), device_of(x)
     if hasattr(device, "id"):  # CuPy numbers its devices
         return Backend(xp, device, f"cuda:{device.id}")
@@ -128,11 +128,10 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
     Parameters
     ----------
     device : {"auto", "cpu", "cuda", "cuda:<index>"}
-        "cpu" is NumPy and "cuda" is CuPy, exactly. "auto" leaves an array of another library than NumPy in that
-        library and on its device, and sends anything else to the best usable device: the first usable GPU, or
-        the CPU.
+        "cpu" is NumPy, and "cuda" is CuPy. "auto" leaves an array of another library than NumPy in that library and on
+        its device, and sends anything else to the first usable GPU, or to the CPU if there is none.
     like : array, optional
-        The data that "auto" decides by.
+        The data; "auto" depends on where they are.
 
     Returns
     -------
@@ -141,9 +140,9 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
     Raises
     ------
     ValueError
-        When `device` is none of these.
+        When `device` has another value.
     DeviceUnavailableError
-        When the device cannot be used, with cause and remedy. Nothing falls back in silence.
+        When the device cannot be used. The message has the cause and a remedy; no other device is used instead.
     """
     match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", device) if isinstance(device, str) else None
     if match is None:
@@ -167,12 +166,12 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
 
 
 def devices() -> list[DeviceInfo]:
-    """Return every device of this machine, whether it is usable, and if not, why not.
+    """Return every device of this machine, and the reason why one cannot be used.
 
     Returns
     -------
     list of DeviceInfo
-        The CPU first, then each CUDA device; where there is none, one entry "cuda" that says why.
+        The CPU first, then each CUDA device. If there is none, one entry "cuda" says why.
     """
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else None
     found = [DeviceInfo("cpu", f"NumPy, {os.cpu_count()} logical cores", memory, usable=True)]
@@ -197,7 +196,7 @@ def _cuda(index: int) -> Backend:
 
 
 def _on_cuda(x: Array) -> bool:
-    """Return whether DLPack calls the device of `x` CUDA (2) or managed CUDA memory (13)."""
+    """Return whether the DLPack device type of `x` is CUDA (2) or managed CUDA memory (13)."""
     return hasattr(x, "__dlpack_device__") and int(x.__dlpack_device__()[0]) in (2, 13)
 
 
@@ -208,7 +207,7 @@ def _cuda_count() -> int:
         return 0
     try:
         return int(import_module("cupy").cuda.runtime.getDeviceCount())
-    except Exception:  # whatever keeps CuPy from loading; _cuda_fault tells it
+    except Exception:  # CuPy does not load; _cuda_fault gives the reason
         return 0
 
 

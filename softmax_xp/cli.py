@@ -1,4 +1,4 @@
-"""The command softmax-xp: train, predict, evaluate, devices. All printing is here."""
+"""The command softmax-xp: train, predict, evaluate, devices. All that the command prints is printed here."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import json
 import math
 import os
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from errno import EACCES, EIO, EISDIR, ENOENT, ENOTDIR
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, TypeAlias
 
 import typer
 
@@ -36,16 +35,18 @@ if TYPE_CHECKING:
 
 UNREAD = 1  # the exit status of a command whose reader has gone, as in `| head`
 CSV_ENDINGS = (".csv", ".txt", "")
-MANY_CLASSES = 20  # of more, only the most confused pairs are printed
+MANY_CLASSES = 20  # with more, the most confused pairs are printed instead of the confusion matrix
 MOST_CONFUSED = 10
+NARROWEST_TABLE = 60  # columns of the terminal
+PROGRESS_SECONDS = 0.1  # between two changes of the progress line
 SCORES = ("precision", "recall", "f1")
-LONG_READING = 2.0  # seconds, after which a progress bar is shown
+LONG_READING = 2.0  # seconds, after which the progress of reading is shown
 
 Observer: TypeAlias = "Callable[[Iterate], None]"
 
 
 class Solver(StrEnum):
-    """What --solver takes."""
+    """Values of --solver."""
 
     AUTO = "auto"
     LBFGS = "lbfgs"
@@ -56,7 +57,7 @@ class Solver(StrEnum):
 
 
 class Precision(StrEnum):
-    """What --precision takes."""
+    """Values of --precision."""
 
     FLOAT32 = "float32"
     TF32 = "tf32"
@@ -64,21 +65,21 @@ class Precision(StrEnum):
 
 
 class DType(StrEnum):
-    """What --dtype takes."""
+    """Values of --dtype."""
 
     FLOAT32 = "float32"
     FLOAT64 = "float64"
 
 
 class Labels(StrEnum):
-    """What --labels takes."""
+    """Values of --labels."""
 
     AUTO = "auto"
     TEXT = "text"
 
 
 class Header(StrEnum):
-    """What --header takes."""
+    """Values of --header."""
 
     AUTO = "auto"
     YES = "yes"
@@ -86,42 +87,67 @@ class Header(StrEnum):
 
 
 class ClassWeight(StrEnum):
-    """What --class-weight takes."""
+    """Values of --class-weight."""
 
     BALANCED = "balanced"
 
 
-ModelFile: TypeAlias = Annotated[Path, typer.Argument(help="A file that train wrote.", show_default=False)]
-DataFile: TypeAlias = Annotated[Path, typer.Argument(help="Like that of train.", show_default=False)]
-Target: TypeAlias = Annotated[
-    str | None, typer.Option(help="Column or array with the labels; for .npy and IDX their file.", show_default=False)
+ModelFile: TypeAlias = Annotated[Path, typer.Argument(help="A model that train wrote.", show_default=False)]
+DataFile: TypeAlias = Annotated[
+    Path, typer.Argument(help="A file of a kind that train reads, with the same features.", show_default=False)
 ]
-HasHeader: TypeAlias = Annotated[Header, typer.Option("--header", help="Whether a .csv begins with column names.")]
-DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # by which a container says what it is for
+Target: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        metavar="<name>",
+        help="Column (.csv, .tsv, .parquet) or array (.npz) with the labels; for .npy and IDX the file with them. "
+        "Not needed where the name is a usual one, such as target, label or y.",
+        show_default=False,
+    ),
+]
+HasHeader: TypeAlias = Annotated[
+    Header,
+    typer.Option(
+        "--header",
+        metavar="auto|yes|no",
+        help="Whether the first line of a .csv has column names. auto: yes if it has text, or counts from 0.",
+    ),
+]
+DEVICE_VARIABLE = "SOFTMAX_XP_DEVICE"  # the default of --device; a container image sets it
 Device: TypeAlias = Annotated[
     str,
-    typer.Option(help="auto, cpu, cuda or cuda:<index>; softmax-xp devices lists them.", envvar=DEVICE_VARIABLE),
+    typer.Option(
+        metavar="<device>",
+        help="Where to compute: auto (a usable GPU, else the CPU), cpu, cuda or cuda:<index>.",
+        envvar=DEVICE_VARIABLE,
+        autocompletion=lambda: ["auto", "cpu", "cuda"],
+    ),
 ]
-Json: TypeAlias = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Json: TypeAlias = Annotated[
+    bool, typer.Option("--json", metavar="", help="Print one JSON object, for another program to read.")
+]
+FIT, OUTPUT = "How to fit", "Output"  # panels of `train --help`
 
-app = typer.Typer(
-    add_completion=False, rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]}
-)
+app = typer.Typer(rich_markup_mode="rich", context_settings={"help_option_names": ["-h", "--help"]})
 
 
 @app.callback(invoke_without_command=True)
 def root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version and exit.")] = False,
 ) -> None:
-    """Softmax regression to the exact optimum, on the CPU or a CUDA GPU.
+    """Train and use softmax regression (multinomial logistic regression), on the CPU or a CUDA GPU.
 
-    softmax-xp train, without any file, is a first try with scikit-learn's digits.
+    [bold]Examples[/bold]
+
+    softmax-xp train                      a first try, with scikit-learn's digits
+
+    softmax-xp train --help               every option of a command, with examples
     """
     if version:
-        typer.echo(f"softmax-xp {__version__}")
+        print(f"softmax-xp {__version__}")
     elif context.invoked_subcommand is None:
-        typer.echo(context.get_help())
+        print(context.get_help())
 
 
 @app.command()
@@ -129,64 +155,137 @@ def train(
     data: Annotated[
         Path | None,
         typer.Argument(
-            help="A .csv, .tsv, .parquet, .npz, .npy or IDX file, - for standard input; digits if none.",
+            help="Rows to train on: a .csv, .tsv, .parquet, .npz, .npy or IDX file, or - for standard input. "
+            "Without one: digits.",
             show_default=False,
         ),
     ] = None,
     test: Annotated[
-        Path | None, typer.Option(help="A file to test on, instead of held-out rows.", show_default=False)
+        Path | None, typer.Option(help="Test on this file, and hold no rows out.", show_default=False)
     ] = None,
     target: Target = None,
     drop: Annotated[
         list[str] | None,
-        typer.Option(metavar="<str>", help="Column to leave out; may be given again.", show_default=False),
+        typer.Option(metavar="<name>", help="Leave out this column. Repeat the option for more.", show_default=False),
     ] = None,
     labels: Annotated[
         Labels,
-        typer.Option(help="auto: as the file has them, in a .csv numbers if all are written as numbers are; or text."),
+        typer.Option(
+            metavar="auto|text",
+            help="text makes text of all labels. auto keeps them as the file has them; those of a .csv are numbers if "
+            "Python would write each in the same way, so 01 is text.",
+        ),
     ] = Labels.AUTO,
     header: HasHeader = Header.AUTO,
     device: Device = "auto",
     solver: Annotated[
         Solver,
         typer.Option(
-            help="auto is lbfgs that knows the curvature; the last three take mini-batches, and only come "
-            "near the optimum."
+            metavar="<name>",
+            help="auto, lbfgs and newton-cg reach the optimum; auto is the fastest on most data. sgd, adam and adamw "
+            "take mini-batches and only come near it.",
+            rich_help_panel=FIT,
         ),
     ] = Solver.AUTO,
-    C: Annotated[float, typer.Option("--C", help="Inverse strength of the L2 penalty; inf for none.")] = 1.0,
+    C: Annotated[
+        float,
+        typer.Option(
+            "--C",
+            metavar="<number>",
+            help="Inverse strength of the L2 penalty: the smaller, the stronger. inf is no penalty.",
+            rich_help_panel=FIT,
+        ),
+    ] = 1.0,
     tol: Annotated[
         float,
         typer.Option(
-            help="Estimated gap to the optimum, relative to the loss, at which to end; "
-            "with mini-batches the norm of the gradient."
+            metavar="<number>",
+            help="Stop when the loss is this near its minimum: 0.0001 is 0.01 %. With sgd, adam and adamw, stop when "
+            "the norm of the gradient is this small.",
+            rich_help_panel=FIT,
         ),
     ] = 1e-4,
-    max_iter: Annotated[int, typer.Option(min=1, help="Iterations at most; epochs of mini-batches.")] = 1000,
-    standardize: Annotated[bool, typer.Option("--standardize", help="Scale features to mean 0, variance 1.")] = False,
+    max_iter: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            metavar="<number>",
+            help="Stop after this many iterations; with sgd, adam and adamw, epochs.",
+            rich_help_panel=FIT,
+        ),
+    ] = 1000,
+    standardize: Annotated[
+        bool,
+        typer.Option(
+            "--standardize",
+            metavar="",
+            help="Scale each feature to mean 0 and variance 1 before the fit.",
+            rich_help_panel=FIT,
+        ),
+    ] = False,
     class_weight: Annotated[
-        ClassWeight | None, typer.Option(help="Let all classes weigh the same.", show_default=False)
+        ClassWeight | None,
+        typer.Option(
+            help="Give each class the same weight, however many rows it has.",
+            show_default=False,
+            rich_help_panel=FIT,
+        ),
     ] = None,
-    holdout: Annotated[float, typer.Option(help="Share of the rows held out for testing; 0 for none.")] = 0.2,
-    dtype: Annotated[DType, typer.Option(help="Precision of the arithmetic.")] = DType.FLOAT32,
+    holdout: Annotated[
+        float,
+        typer.Option(
+            metavar="<fraction>", help="Fraction of the rows to hold out and test on. 0 is none.", rich_help_panel=FIT
+        ),
+    ] = 0.2,
+    dtype: Annotated[
+        DType, typer.Option(help="Floating-point numbers to compute with.", rich_help_panel=FIT)
+    ] = DType.FLOAT32,
     precision: Annotated[
-        Precision, typer.Option(help="Of products on a GPU: the last two are faster, and end in float32 as well.")
+        Precision,
+        typer.Option(
+            metavar="<name>",
+            help="Matrix products on a GPU: float32, or tf32 or bfloat16, which are faster. The fit ends in float32 "
+            "with all three.",
+            rich_help_panel=FIT,
+        ),
     ] = Precision.FLOAT32,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads on a CPU; all usable cores if not given.", show_default=False)
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="<number>",
+            help="Threads on the CPU. Without it, as many as there are usable cores.",
+            show_default=False,
+            rich_help_panel=FIT,
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Draws held-out rows and mini-batches.")] = 0,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model.")] = Path("model.safetensors"),
+    seed: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=2**32 - 1,
+            metavar="<number>",
+            help="Random seed. It chooses the held-out rows and the mini-batches.",
+            rich_help_panel=FIT,
+        ),
+    ] = 0,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Write the model to this file.", rich_help_panel=OUTPUT)
+    ] = Path("model.safetensors"),
     plot: Annotated[
-        Path | None, typer.Option(help="Draw objective, gradient norm and gap into this image.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Draw loss, gradient norm and estimated gap of each iteration into this image (.png, .svg, .pdf).",
+            show_default=False,
+            rich_help_panel=OUTPUT,
+        ),
     ] = None,
     as_json: Json = False,
 ) -> int:
     """Train a classifier, test it on held-out rows, and write it to a file.
 
-    The loss is the mean cross-entropy plus the penalty. With --standardize the
-    scaling becomes part of the coefficients, so that the model takes features as
-    they are in the file.
+    The loss that is printed is the mean cross-entropy plus the penalty. The model
+    takes features as they are in the file, also after --standardize.
 
     [bold]Examples[/bold]
 
@@ -194,7 +293,7 @@ def train(
 
     softmax-xp train iris.csv --target species --standardize
 
-    softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte --device cuda
+    softmax-xp train train-images-idx3-ubyte --test t10k-images-idx3-ubyte
 
     softmax-xp train survey.csv --target answer --drop id --drop name
 
@@ -206,7 +305,7 @@ def train(
     from softmax_xp import SoftmaxClassifier, select_backend
     from softmax_xp._arrays import check_real
 
-    # What can be refused is refused before the data are read.
+    # Check all that can be checked before the data are read.
     check_real(C, "--C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
     remedy = "choose a value such as 1e-4"
     check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False, remedy=remedy)
@@ -261,7 +360,7 @@ def train(
         "classes": model.classes_.tolist(),
         "objective": model.objective_,
         "gradient_norm": model.gradient_norm_,
-        "estimated_gap": None if math.isnan(model.estimated_gap_) else model.estimated_gap_,
+        "estimated_gap": model.estimated_gap_ if math.isfinite(model.estimated_gap_) else None,
         "n_iter": int(model.n_iter_[0]),
         "converged": model.converged_,
         "seconds": seconds,
@@ -278,14 +377,16 @@ def train(
         lines.append(_line("device", model.device_))
         lines.append(_line("final loss", f"{model.objective_:.6f}"))
         lines.append(_line("gradient norm", f"{model.gradient_norm_:.1e}"))
-        if not math.isnan(model.estimated_gap_):
+        if math.isinf(model.estimated_gap_):
+            lines.append(_line("estimated gap", "unknown"))
+        elif not math.isnan(model.estimated_gap_):
             lines.append(_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss"))
         lines.append(_line("iterations", f"{report['n_iter']} in {seconds:.2f} s"))
         lines.append(_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)"))
         if len(X_test):
             name = "held-out accuracy" if test is None else "test accuracy"
             lines.append(_line(name, f"{report['test_accuracy']:.4f} ({len(X_test)} rows)"))
-    # What can fail has been done, or is done now, before a file is replaced. The model comes last.
+    # All that can fail comes before a file is replaced, and the model is written last.
     is_read = _say(*lines)
     if plot is not None and drawing is not None:
         with whole_file(plot, "wb") as stream:
@@ -305,25 +406,32 @@ def predict(
     model: ModelFile,
     data: DataFile,
     target: Annotated[
-        str | None, typer.Option(help="Column with labels, to be left out, where the file has no names.")
+        str | None,
+        typer.Option(
+            metavar="<name>",
+            help="Column with labels, which is left out. Needed only where the file does not name its columns.",
+            show_default=False,
+        ),
     ] = None,
-    proba: Annotated[bool, typer.Option("--proba", help="The probability of each class instead of labels.")] = False,
+    proba: Annotated[
+        bool, typer.Option("--proba", metavar="", help="Write the probability of each class, not the label.")
+    ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A .csv file, instead of the screen.", show_default=False)
+        Path | None, typer.Option("--output", "-o", help="Write to this .csv file.", show_default=False)
     ] = None,
     header: HasHeader = Header.AUTO,
     device: Device = "auto",
 ) -> None:
-    """Predict the label of each row, as CSV with a header.
+    """Predict the label of each row, and print them as CSV with a header.
 
-    The columns that the model was trained on are found by their names, in any
-    order; others are ignored.
+    Columns are found by the names that they had in training. Their order does not
+    matter, and other columns are ignored.
 
     [bold]Examples[/bold]
 
     softmax-xp predict model.safetensors new.csv
 
-    softmax-xp predict model.safetensors new.csv --proba --output probabilities.csv
+    softmax-xp predict model.safetensors new.csv --proba -o probabilities.csv
     """
     if output is not None:
         _check_writable(output)
@@ -353,9 +461,9 @@ def evaluate(
 ) -> None:
     """Compare a model's predictions with the labels in a file.
 
-    Prints accuracy, log-loss (the mean of -log of the probability that the true
-    class was given), precision, recall and F1 of each class, and which classes are
-    taken for which.
+    Prints the accuracy, the log-loss, the precision, recall and F1 of each class,
+    and how many rows of each class were predicted as which. The log-loss is the
+    mean of -log p, where p is the predicted probability of the true class.
 
     [bold]Examples[/bold]
 
@@ -369,23 +477,13 @@ def evaluate(
         )
     report: dict[str, Any] = {"device": classifier.device_, "n_samples": len(table.X)} | _scores(classifier, table)
     if as_json:
-        typer.echo(json.dumps(report))
+        print(json.dumps(report))
         return
     _print_line("data", f"{table.source}: {report['n_samples']} rows")
     _print_line("device", report["device"])
     _print_line("accuracy", f"{report['accuracy']:.4f}")
     _print_line("log-loss", f"{report['log_loss']:.6f}")
-    names = [row["label"] for row in report["classes"]]
-    scores = [[row["label"], *(f"{row[k]:.4f}" for k in SCORES), row["support"]] for row in report["classes"]]
-    _print_table("Scores of each class", ["class", *SCORES, "support"], scores)
-    if len(names) <= MANY_CLASSES:
-        counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
-        matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names]
-        _print_table("Confusion: true classes down, predicted ones across", ["", *names], matrix)
-    else:
-        mistakes = [list(pair.values()) for pair in report["confusion"] if pair["true"] != pair["predicted"]]
-        mistakes = sorted(mistakes, key=lambda row: -row[2])[:MOST_CONFUSED]
-        _print_table(f"The {MOST_CONFUSED} most confused pairs", ["true", "predicted", "rows"], mistakes)
+    _print_scores(report)
 
 
 @app.command()
@@ -393,10 +491,15 @@ def devices(
     as_json: Json = False,
     require: Annotated[
         str | None,
-        typer.Option(help="Fail, with exit code 2, unless this device is usable.", envvar=DEVICE_VARIABLE),
+        typer.Option(
+            metavar="<device>",
+            help="Exit with status 2 unless this device can be used.",
+            show_default=False,
+            envvar=DEVICE_VARIABLE,
+        ),
     ] = None,
 ) -> None:
-    """List the devices of this machine and, where one cannot be used, why.
+    """List the devices of this machine, and say why one cannot be used.
 
     [bold]Examples[/bold]
 
@@ -410,14 +513,29 @@ def devices(
 
     found = devices()
     if as_json:
-        typer.echo(json.dumps({"devices": [asdict(device) for device in found]}))
+        print(json.dumps({"devices": [asdict(device) for device in found]}))
     else:
         _show_devices(found)
     if require is not None:
         select_backend(require)  # raises, with the reason and the remedy
 
 
+def _print_scores(report: dict[str, Any]) -> None:
+    names = [row["label"] for row in report["classes"]]
+    scores = [[row["label"], *(f"{row[k]:.4f}" for k in SCORES), row["support"]] for row in report["classes"]]
+    _print_table("Scores of each class", ["class", *SCORES, "support"], scores)
+    counts = {(pair["true"], pair["predicted"]): pair["rows"] for pair in report["confusion"]}
+    matrix = [[true, *(counts.get((true, predicted), 0) for predicted in names)] for true in names[:MANY_CLASSES]]
+    if len(names) <= MANY_CLASSES and _fits(["", *names], matrix):
+        _print_table("Confusion: true classes down, predicted ones across", ["", *names], matrix)
+    else:
+        mistakes = [list(pair.values()) for pair in report["confusion"] if pair["true"] != pair["predicted"]]
+        mistakes = sorted(mistakes, key=lambda row: -row[2])[:MOST_CONFUSED]
+        _print_table(f"The {MOST_CONFUSED} most confused pairs", ["true", "predicted", "rows"], mistakes)
+
+
 def _show_devices(found: list[DeviceInfo]) -> None:
+    header = ["device", "description", "memory", "usable", "reason"]
     rows = [
         [
             device.name,
@@ -428,18 +546,25 @@ def _show_devices(found: list[DeviceInfo]) -> None:
         ]
         for device in found
     ]
-    _print_table("", ["device", "description", "memory", "usable", "reason"], rows)
+    if _fits(header, rows):
+        _print_table("", header, rows)
+        return
+    # The terminal breaks a long line where it ends, so that a command in a reason can be copied as one line.
+    _print_table("", header[:-1], [row[:-1] for row in rows])
+    for device in found:
+        if not device.usable:
+            print(f"{device.name}: {device.reason}")
 
 
 # --- Fit and scores ---
 
 
 def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> tuple[list[Iterate], bool]:
-    """Fit with a progress line, where someone watches; return all iterates, and whether Ctrl-C ended the fit."""
+    """Fit, with a progress line on a terminal; return all iterates, and whether Ctrl-C ended the fit."""
     from sklearn.exceptions import ConvergenceWarning
 
     curve: list[Iterate] = []
-    with warnings.catch_warnings(record=True) as caught, _progress(quiet or not sys.stderr.isatty()) as show:
+    with warnings.catch_warnings(record=True) as caught, _fitting(quiet) as show:
         warnings.simplefilter("always", ConvergenceWarning)
 
         def observe(iterate: Iterate) -> None:
@@ -456,57 +581,70 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Observer]:
-    """Yield what shows an iterate on stderr."""
-    if quiet:
-        yield lambda iterate: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task("fitting", total=None)
-
-    def show(iterate: Iterate) -> None:
-        text = f"objective {iterate.objective:.6f}  gradient norm {iterate.gradient_norm:.1e}"
-        progress.update(task, description=f"iteration {iterate.n_iter}  {text}")
-
-    with suppress(OSError, RuntimeError):  # a terminal that has hung up; "can't start new thread"
-        progress.start()
-    try:
-        yield show
-    finally:
-        with suppress(OSError):
-            progress.stop()
+def _fitting(quiet: bool) -> Iterator[Observer]:
+    """Yield a function that shows an iterate on the progress line."""
+    start = time.perf_counter()
+    with _progress(quiet) as show:
+        show(lambda width: "fitting")
+        yield lambda iterate: show(lambda width: _progress_line(iterate, time.perf_counter() - start, width))
 
 
 @contextmanager
-def _reading(quiet: bool = False) -> Iterator[Callable[[float], object]]:
-    """Yield what shows the part of a file that has been read: on a terminal, and only once reading takes long."""
-    if quiet or not sys.stderr.isatty():
-        yield lambda part: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+def _reading(quiet: bool = False) -> Iterator[Callable[[float], None]]:
+    """Yield a function that shows the fraction of a file that has been read, once reading takes LONG_READING."""
+    start = time.perf_counter()
+    with _progress(quiet) as show:
 
-    columns = TextColumn("reading"), BarColumn(), TimeElapsedColumn()
-    progress = Progress(*columns, console=Console(stderr=True), transient=True)
-    task = progress.add_task("reading", total=None)
-    timer = threading.Timer(LONG_READING, progress.start)  # the bar moves by itself until a part is known
-    with suppress(RuntimeError):  # where no thread can start, no bar is shown
-        timer.start()
+        def show_fraction(fraction: float) -> None:
+            if time.perf_counter() - start >= LONG_READING:
+                show(lambda width: f"reading {fraction:.0%}"[:width])
+
+        yield show_fraction
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[Callable[[int], str]], None]]:
+    """Yield a function that shows on stderr, if that is a terminal, the text that its argument returns for a width.
+
+    The text overwrites the one before, at most once in PROGRESS_SECONDS, and is erased at the end.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    shown_at, length = -math.inf, 0
+
+    def show(text: Callable[[int], str]) -> None:
+        nonlocal shown_at, length
+        now = time.perf_counter()
+        if now - shown_at >= PROGRESS_SECONDS:
+            line = text(_columns(sys.stderr) - 1)
+            # A carriage return and blanks overwrite a line on every terminal, without escape codes.
+            _print_to_stderr(f"\r{line:<{length}}", end="")
+            shown_at, length = now, len(line)
+
     try:
-        yield lambda part: progress.update(task, completed=part, total=1.0)
+        yield show
     finally:
-        timer.cancel()
-        if timer.ident is not None:
-            timer.join()
-        progress.stop()
+        if length:
+            _print_to_stderr(f"\r{'':<{length}}\r", end="")
+
+
+def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
+    """Return the parts of the progress line that fit into `width` characters, the most important first."""
+    minutes, seconds = divmod(int(seconds), 60)
+    parts = [
+        f"iteration {iterate.n_iter}",
+        f"objective {iterate.objective:.6f}",
+        f"gradient norm {iterate.gradient_norm:.1e}",
+        f"{minutes}:{seconds:02d}",
+    ]
+    while len(parts) > 1 and len("  ".join(parts)) > width:
+        del parts[-1]
+    return "  ".join(parts)
 
 
 def _fold(model: SoftmaxClassifier, mean: np.ndarray, scale: np.ndarray) -> None:
-    """Make a model of (X - mean) / scale one of X: in float64, as float32 need not hold the scales and means."""
+    """Change a model of (X - mean) / scale into a model of X, in float64: float32 rounds large means too much."""
     import numpy as np
 
     model.coef_ = model.coef_.astype(np.float64) / scale  # (K, D)
@@ -555,7 +693,7 @@ def _scores(classifier: SoftmaxClassifier, table: Table) -> dict[str, Any]:
 
 
 def _check_writable(path: Path) -> None:
-    """Raise before the work is done what open() would raise after it."""
+    """Raise the error that open() would raise on writing to `path`, before the work is done."""
     folder = path.parent
     code = 0
     if standard_stream(path) is not None:
@@ -573,7 +711,7 @@ def _check_writable(path: Path) -> None:
 
 
 def _check_kept(path: Path, option: str, others: Sequence[Path], what: str) -> None:
-    """Raise where writing to `path` would overwrite one of the others."""
+    """Raise if writing to `path` would overwrite one of the others."""
     if any(_is_same_file(path, other) for other in others):
         raise ValueError(f"{option} must not be {what}, got {str(path)!r}, which would be overwritten; name another")
 
@@ -623,25 +761,23 @@ def _line(name: str, value: str) -> str:
 
 
 def _print_line(name: str, value: str) -> None:
-    typer.echo(_line(name, value))
+    print(_line(name, value))
 
 
 def _say(*lines: str) -> bool:
-    """Print lines, with escapes for what the terminal cannot show; return whether there was still a reader."""
-    encoding = sys.stdout.encoding or "utf-8"
+    """Print lines, and return whether they had a reader. Without one, later lines are discarded too."""
     try:
-        for line in lines:
-            typer.echo(line.encode(encoding, "backslashreplace").decode(encoding))
+        print(*lines, sep="\n", flush=True)
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and error.errno != EIO:  # EIO: a terminal that has hung up
             raise
-        _print_no_more(sys.stdout)
+        _discard(sys.stdout)
         return False
     return True
 
 
-def _print_no_more(stream: Any) -> None:
-    """Let what is still printed to a stream go nowhere."""
+def _discard(stream: TextIO) -> None:
+    """Let all that is still printed to a stream go to the null device."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
@@ -650,17 +786,57 @@ def _print_table(title: str, header: Sequence[object], rows: Sequence[Sequence[o
     from rich.table import Table
     from rich.text import Text
 
-    # A file or a pipe has no edge at which to wrap.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
-    if title:  # rich would wrap one of its own at the edge of the table
+    # A narrower terminal breaks the lines itself.
+    width = max(_columns(sys.stdout), NARROWEST_TABLE)
+    console = Console(width=width, color_system="auto" if _has_color(sys.stdout) else None)
+    if title:  # rich would wrap the title of a table at the edge of the table
         console.print(Text(title, style="italic"))
     table = Table()
     for index, name in enumerate(header):
         numbers = all(isinstance(row[index], int | float) for row in rows)
-        table.add_column(Text(str(name)), justify="right" if numbers else "left")
+        table.add_column(
+            Text(_encodable(name)), justify="right" if numbers else "left", no_wrap=numbers, overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
+        table.add_row(*(Text(_encodable(cell)) for cell in row))
     console.print(table)
+
+
+def _fits(header: Sequence[object], rows: Sequence[Sequence[object]]) -> bool:
+    """Return whether every row of the table fits into one line of the terminal."""
+    from rich.cells import cell_len
+
+    widths = [max(cell_len(_encodable(cell)) for cell in column) for column in zip(header, *rows, strict=True)]
+    return sum(widths) + 3 * len(widths) + 1 <= _columns(sys.stdout)
+
+
+def _encodable(cell: object) -> str:
+    """Return the text of `cell`, with escapes for the characters that the encoding of stdout does not have."""
+    encoding = sys.stdout.encoding or "utf-8"
+    return str(cell).encode(encoding, "backslashreplace").decode(encoding)
+
+
+def _columns(stream: TextIO) -> int:
+    """Return the width of a terminal in characters; a file or a pipe has no edge at which to break a line."""
+    from rich.console import Console
+
+    return Console(file=stream).width if stream.isatty() else 1000
+
+
+def _has_color(stream: TextIO) -> bool:
+    """Return whether text may be coloured: on a terminal, unless NO_COLOR (no-color.org) or TERM forbids it."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
+def _print_error(message: str, color: str) -> None:
+    _print_to_stderr(typer.style(message, fg=color) if _has_color(sys.stderr) else message)
+
+
+def _print_to_stderr(text: str, end: str = "\n") -> None:
+    try:
+        print(text, end=end, file=sys.stderr, flush=True)
+    except OSError:  # a terminal that has hung up; the work goes on
+        _discard(sys.stderr)
 
 
 def _first_line(message: object) -> str:
@@ -677,11 +853,14 @@ def main(args: Sequence[str] | None = None) -> None:
     129 after SIGHUP, and UNREAD.
     """
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by the caller, as by >&-
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller, as by >&-
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    kept: list[object] = []  # warnings: told when the work is done, so that an error is one line
+        elif hasattr(stream, "reconfigure"):  # a label or a file name that cannot be encoded is shown with escapes
+            stream.reconfigure(errors="backslashreplace")
+    kept: list[object] = []  # warnings, printed when the work is done, so that an error is one line
     with warnings.catch_warnings(), interruption.handled():
-        warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table has matched them
+        warnings.filterwarnings("ignore", "X does not have valid feature names")  # read_table matches them
         warnings.showwarning = lambda message, *_: kept.append(message)
         try:
             command = typer.main.get_command(app)
@@ -690,34 +869,27 @@ def main(args: Sequence[str] | None = None) -> None:
         except (KeyboardInterrupt, typer.Abort):
             status = interruption.status
         except BrokenPipeError:
-            _print_no_more(sys.stdout)
+            _discard(sys.stdout)
             status = UNREAD
         except Exception as error:
-            if interruption.was_raised:  # it is what some library made of the KeyboardInterrupt
+            if interruption.was_raised:  # a library has made this error of the KeyboardInterrupt
                 status = interruption.status
             else:
-                _tell(f"softmax-xp: error: {_error_line(error)}", "red")
+                _print_error(f"softmax-xp: error: {_error_line(error)}", "red")
                 status = 2
         interruption.defer()
         if interruption.number is not None and status != 2:
             status = interruption.status
         if status in (0, interruption.status):
             for message in kept:
-                _tell(f"warning: {_first_line(message)}", "yellow")
+                _print_error(f"warning: {_first_line(message)}", "yellow")
         if status == interruption.status:
-            _tell("softmax-xp: interrupted", "yellow")
+            _print_error("softmax-xp: interrupted", "yellow")
     sys.exit(status)
 
 
-def _tell(text: str, color: str) -> None:
-    try:
-        typer.secho(text, fg=color, err=True)
-    except OSError:  # a terminal that has hung up
-        _print_no_more(sys.stderr)
-
-
 def _error_line(error: Exception) -> str:
-    """Return what a user's error says, in one line; raise again what only a fault of this program can be."""
+    """Return the message of a user's error, in one line; raise other exceptions again, because they are bugs."""
     from softmax_xp import DeviceUnavailableError
 
     if hasattr(error, "format_message"):  # typer's own, whose classes are private

@@ -1,4 +1,4 @@
-"""Networks that end in logits: their parameters, the way forward, and the way back written by hand."""
+"""Networks that end in logits: parameters, forward pass, and backward pass written by hand."""
 
 from __future__ import annotations
 
@@ -42,18 +42,18 @@ class MLP:
         Width of each layer, from n_features to n_classes: [784, 256, 10] has one hidden layer.
     activation : {"relu", "tanh"}, default "relu"
     init : {"he", "glorot", "zeros"}, optional
-        How the weights are drawn: normal with variance 2 / n_in (He et al., 2015, doi:10.1109/ICCV.2015.123), or
+        Initial weights: normal with variance 2 / n_in (He et al., 2015, doi:10.1109/ICCV.2015.123), or
         uniform with variance 2 / (n_in + n_out) (Glorot and Bengio, 2010). By default "he" for relu and "glorot"
         for tanh. Intercepts start at zero.
     random_state : int, numpy.random.Generator or None, default 0
-        Seed of the weights. They are drawn on the host, so that every backend starts from the same; None draws
-        others each time.
+        Seed of the initial weights. They are drawn on the host, so that they are the same on every backend; with None
+        they differ each time.
 
     Attributes
     ----------
     params : dict of str to array
         "W1" (n_features, sizes[1]), "b1" (sizes[1],), "W2", ... NumPy arrays in float64 until the model is
-        trained; then of the library, device and dtype of the data it was trained on.
+        trained; after that, arrays of the library, device and dtype of the training data.
     """
 
     def __init__(
@@ -105,8 +105,8 @@ class MLP:
     def __call__(self, X: Array) -> Array:
         """Return the logits (n_samples, n_classes) of X (n_samples, n_features).
 
-        X may be of any array library, wherever the model was trained; the logits come back in its namespace, on
-        its device and in its dtype. ValueError for an X that is not finite, or whose logits are not.
+        X may be of any array library. The logits are in its namespace, on its device and in its dtype. Raises
+        ValueError for an X that is not finite, and for logits that overflow.
         """
         X = self._checked_features(X)
         backend = backend_of(X)
@@ -132,13 +132,12 @@ class MLP:
 
         Returns
         -------
-        array of shape (n_samples,), integers
-            Where X is.
+        array of shape (n_samples,), integers, on the device of X
 
         Raises
         ------
         TypeError, ValueError
-            For an X of another form.
+            For an X of another shape or dtype.
         """
         X = self._checked_features(X)
         xp = namespace(X=X)
@@ -153,7 +152,7 @@ class MLP:
         return {name: backend.asarray(value, dtype) for name, value in self.params.items()}
 
     def forward(self, params: Params, X: Array) -> tuple[Array, list[Array]]:
-        """Return the logits, and the input of each layer for the way back."""
+        """Return the logits, and the input of each layer, which `backward` needs."""
         xp, matmul = namespace(X=X), backend_of(X).kernels(X.dtype).matmul
         inputs = []
         last = len(self.sizes) - 2
@@ -167,7 +166,7 @@ class MLP:
         return h, inputs
 
     def backward(self, params: Params, inputs: list[Array], dlogits: Array) -> Params:
-        """Return the gradient of each parameter, given that of the logits and what `forward` kept."""
+        """Return the gradient of each parameter from the gradient of the logits and the layer inputs of `forward`."""
         xp, matmul = namespace(dlogits=dlogits), backend_of(dlogits).kernels(dlogits.dtype).matmul
         grads = {}
         dh = dlogits
@@ -178,7 +177,7 @@ class MLP:
             grads[intercept] = xp.sum(dh, axis=0)
             if layer > 0:
                 dh = matmul(dh, params[weight].T)
-                # h is this layer's input: the activation of the layer below, whose slope it tells.
+                # h is the activation of the layer below; its derivative follows from h itself.
                 dh = dh * (1.0 - h * h) if self.activation == "tanh" else xp.where(h > 0, dh, xp.zeros_like(dh))
         return grads
 
@@ -201,7 +200,7 @@ class MLP:
         reg : float
             Strength of the L2 penalty on the weights; intercepts are not penalised.
         weight : array of shape (n,), optional
-            1 / n each by default, which makes the sum a mean.
+            By default 1 / n each, so that the sum is a mean.
         label_smoothing : float in [0, 1]
 
         Returns
@@ -245,7 +244,7 @@ class Linear(MLP):
     Parameters
     ----------
     n_features, n_classes : int
-        The objective is convex and the weights start at zero, so there is nothing to draw.
+        The weights start at zero: the objective is convex, so that no random start is needed.
 
     Attributes
     ----------

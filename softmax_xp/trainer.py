@@ -1,4 +1,4 @@
-"""The training loop of the tutorial: mini-batches, a network, a step, a printed loss; on any backend."""
+"""The training loop of a tutorial, on any backend: mini-batches, steps of an optimizer, a printed loss."""
 
 from __future__ import annotations
 
@@ -45,25 +45,25 @@ from softmax_xp.solvers import Solution
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
 
 INSTALL_PLOT = "pip install 'matplotlib>=3.9'"  # the extra plot
-FLUSH_EVERY = 1000  # losses that may wait on the device before they are fetched together
+FLUSH_EVERY = 1000  # losses that are collected on the device and fetched in one transfer
 
 
 @dataclass
 class History:
-    """What happened during `Trainer.fit`.
+    """The record of one call of `Trainer.fit`.
 
     Attributes
     ----------
     loss : list of float
-        Objective of each mini-batch (its mean loss plus the penalty) before the step it caused.
+        Objective of each mini-batch (its mean loss plus the penalty), before the step along its gradient.
     validation_steps : list of int
-        Steps after which the validation data were looked at.
+        Numbers of the steps after which the model was validated.
     validation_loss, validation_accuracy : list of float
-        Mean loss without penalty, and share of rows whose largest logit is at their label.
+        Mean loss without penalty, and fraction of the rows whose largest logit is that of their label.
     best_step : int or None
-        Where the validation loss was lowest; with `patience` these are the weights the model has.
+        The step with the lowest validation loss; with `patience` the model has the weights of this step.
     solution : Solution or None
-        The objective and gradient over all rows at the end; `params` are those of the model.
+        Objective and gradient norm over all rows at the end; `params` are those of the model.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -79,7 +79,7 @@ class History:
         Parameters
         ----------
         path : str, optional
-            Where to write the picture; its ending tells the format.
+            File to write; its suffix chooses the format.
 
         Returns
         -------
@@ -88,7 +88,7 @@ class History:
         Raises
         ------
         ImportError
-            Without matplotlib; the message has the command that installs it.
+            If matplotlib is missing; the message has the command that installs it.
         """
         try:
             figure = import_module("matplotlib.figure").Figure(figsize=(7, 4), layout="constrained")
@@ -114,7 +114,7 @@ class History:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a callback is given.
+    """The argument of a callback.
 
     Attributes
     ----------
@@ -125,7 +125,7 @@ class Progress:
     params : dict of arrays
         The parameters after the step, on the device of the fit; not to be modified.
     history : History
-        All that has been recorded so far.
+        The record so far.
     """
 
     step: int
@@ -148,22 +148,22 @@ class Trainer:
         SGD(learning_rate=1e-2, momentum=0.9) by default.
     reg : float, not negative, default 0.0
     batch_size : int, default 256
-        Rows a step; all of them if there are fewer.
+        Rows per step; all rows if there are fewer.
     max_steps : int, default 1000
     log_every : int or None, default 100
-        Print "iteration 100: loss 1.234567" every so many steps; None prints nothing.
+        Print "iteration 100: loss 1.234567" every `log_every` steps; None prints nothing.
     device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
-        Where to train; see `select_backend`. The data are placed there once.
+        Where to train; see `select_backend`. The data are copied there once.
     random_state : int, numpy.random.Generator or None, default 0
         Seed of the order of the rows; the same on every backend.
     label_smoothing : float in [0, 1], default 0.0
     validate_every : int, optional
-        Steps between two looks at the validation data; `log_every`, or else 100, by default. The last step is
-        followed by one in any case.
+        Steps between two validations; by default `log_every`, or 100 if that is None. The last step is always followed
+        by a validation.
     patience : int or None, default None
-        Stop when the validation loss has not improved for so many looks, and take the best weights.
+        Stop when the validation loss has not improved in this many validations, and keep the best weights.
     callbacks : sequence of callables, default ()
-        Called with a Progress every `log_every` (else 100) steps; one that returns True ends the training.
+        Called with a Progress every `log_every` (or 100) steps. If one returns True, the training ends.
     """
 
     def __init__(
@@ -216,7 +216,7 @@ class Trainer:
                 f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
             )
         self.callbacks = tuple(callbacks)
-        select_backend(device)  # a device that is not there is refused before any data are loaded
+        select_backend(device)  # raises if the device cannot be used, before the user loads data
 
     def fit(
         self,
@@ -230,9 +230,9 @@ class Trainer:
         Parameters
         ----------
         X : array of shape (n_samples, n_features), real floating, finite
-            Training happens in its dtype (float32 for 16-bit floats).
+            The training uses its dtype (float32 for 16-bit floats).
         y : array of shape (n_samples,), integers in [0, n_classes); or (n_samples, n_classes), probabilities
-            May be of another library than X.
+            X and y may be of different libraries.
         validation_data : (X, y) in the same form, optional
         sample_weight : array of shape (n_samples,), optional
             Not negative, not all zero; the mean in the objective is weighted by it. Only the ratios matter. Rows of
@@ -256,11 +256,11 @@ class Trainer:
 
         Notes
         -----
-        Ctrl-C ends the training; what has been learned so far is kept and returned.
+        Ctrl-C ends the training; the model keeps its current weights.
         """
         backend = select_backend(self.device, like=X)
         check_dense(X, "X")
-        # Overflow is told once, by the loss that it leads to, and not by each operation on the way there.
+        # An overflow makes the loss infinite, and that is reported; NumPy's warnings about each operation are silenced.
         with backend.context(), np.errstate(over="ignore", invalid="ignore"):
             rows = self._placed(backend, X, y, sample_weight, ("X", "y"))
             held_out = None
@@ -280,7 +280,7 @@ class Trainer:
             batches = islice(minibatches(backend, rows.n, self.batch_size, rng), self.max_steps)
             start = self.model.params_on(backend, rows.X.dtype)
             loop = _Loop(self, rows, held_out, start)
-            # A model of a user's own may do something else at each step: it is called as it is.
+            # A user's own model may do something else at each step, so that its steps are not recorded.
             repeated = backend.repeated if type(self.model) in (Linear, MLP) else None
             ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe, repeated)
             solution = loop.finish(ended)
@@ -298,7 +298,7 @@ class Trainer:
     def _placed(
         self, backend: Backend, X: Array, y: Array, sample_weight: Array | None, names: tuple[str, str]
     ) -> _Rows:
-        """Check data where they lie, and return them on the backend."""
+        """Check the data on their device, and return them on the backend."""
         X_name, y_name = names
         (xp, X), (of_y, y) = checked_arrays(**{X_name: X}), checked_arrays(**{y_name: y})
         X, y = detached(X), detached(y)
@@ -334,7 +334,7 @@ class Trainer:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Data on the device; weights, where there are any, have mean 1."""
+    """Data on the device of the fit. The weights, if any, have mean 1."""
 
     backend: Backend
     X: Array
@@ -346,7 +346,7 @@ class _Rows:
         return int(self.X.shape[0])
 
     def blocks(self, width: int) -> Iterator[tuple[slice, _Rows]]:
-        """Yield the rows block by block, in order, for activations of `width` numbers a row."""
+        """Yield blocks of rows, in order; `width` is the number of activations per row."""
         for rows in row_blocks(self.n, width * 8, block_bytes(self.backend.device)):
             weight = None if self.weight is None else self.weight[rows]
             yield rows, _Rows(self.backend, self.X[rows, :], self.targets[rows, ...], weight)
@@ -359,7 +359,7 @@ class _Rows:
 
 
 class _Loop:
-    """What one call of `Trainer.fit` knows while it runs."""
+    """The state of one call of `Trainer.fit`."""
 
     def __init__(self, trainer: Trainer, rows: _Rows, held_out: _Rows | None, start: Params) -> None:
         self.trainer = trainer
@@ -466,7 +466,7 @@ class _Loop:
         return True
 
     def _validate(self, step: int, params: Params) -> bool:
-        """Record loss and accuracy on the held-out rows; return whether patience is at its end."""
+        """Record loss and accuracy on the held-out rows; return whether `patience` ends the training."""
         if self.held_out is None:
             return False
         xp = self.rows.backend.xp

@@ -365,7 +365,7 @@ def test_a_signal_in_a_prediction_leaves_the_old_file(run, tmp_path, monkeypatch
 
 
 def test_an_error_that_a_library_makes_of_the_signal_is_not_told(run, tmp_path, monkeypatch, number):
-    def swallow(*_):
+    def swallow(*_, **options):
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:

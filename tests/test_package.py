@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import shlex
+import shutil
 import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import softmax_xp as sx
 from softmax_xp import backend, readers, trainer
@@ -40,6 +46,27 @@ def test_every_public_name_is_there():
         assert name in dir(sx)
     with pytest.raises(AttributeError, match="no attribute 'sofmax'"):
         _ = sx.sofmax
+
+
+@pytest.mark.parametrize("use", ["", "sx.softmax, sx.SoftmaxClassifier, sx.Trainer"], ids=["fresh", "in use"])
+def test_dir_and_tab_completion_show_public_names_alone(python, use):
+    command, environment = python
+    code = f"""
+import rlcompleter, softmax_xp as sx
+{use}
+complete, names = rlcompleter.Completer(dict(sx=sx)).complete, []
+while (name := complete("sx.", len(names))) is not None:
+    names.append(name.removeprefix("sx.").rstrip("()"))
+print(*dir(sx), sep=",")
+print(*names, sep=",")
+print(*(name for name in vars(sx) if not name.startswith("_")), sep=",")
+"""
+    done = subprocess.run([*command, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    listed, completed, there = (set(text.split(",")) - {""} for text in done.stdout.split("\n")[:3])
+    assert listed == set(sx.__all__)
+    assert completed == {name for name in sx.__all__ if not name.startswith("_")}
+    modules = {path.stem for path in Path(sx.__file__).parent.iterdir()}
+    assert there - modules <= set(sx.__all__)
 
 
 def test_every_public_object_has_a_docstring():
@@ -76,3 +103,40 @@ def test_installation_holds_every_file_of_the_checkout():
         return {p.relative_to(root) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
 
     assert files(source) - files(installed) == set()
+
+
+def test_the_images_pin_every_dependency_to_a_version_that_the_project_allows():
+    """What images need directly; docker/check.sh sees to what these need in turn."""
+    top = Path(__file__).parents[1]
+    if not (top / "docker").is_dir():
+        pytest.skip("no docker/ beside the tests")
+    lines = (top / "docker" / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(pin.name): pin for pin in map(Requirement, lines[1:])}
+    project = tomllib.loads((top / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    groups = [project["project"]["dependencies"], project["build-system"]["requires"]]
+    groups += [extras[name] for name in ("cuda13", "plot", "parquet", "test")]
+    for wanted in map(Requirement, itertools.chain(*groups)):
+        if wanted.name != "softmax-xp":
+            (exact,) = pins[canonicalize_name(wanted.name)].specifier
+            assert exact.operator == "=="
+            assert exact.version in wanted.specifier
+
+
+def test_the_commands_in_the_readme_run_in_order(python, tmp_path):
+    readme = Path(__file__).parents[1] / "README.md"
+    bash = shutil.which("bash")
+    if not readme.is_file() or bash is None:
+        pytest.skip("no README.md beside the tests, or no bash")
+    section = readme.read_text(encoding="utf-8").split("## The command line\n")[1]
+    commands = section.split("```\n")[1]
+    assert all(name in commands for name in ("train ", "evaluate ", "predict ", "devices"))
+    command, environment = python
+    for name, arguments in {"python": "", "softmax-xp": "-m softmax_xp"}.items():
+        (tmp_path / name).write_text(f'#!{bash}\nexec {shlex.join(command)} {arguments} "$@"\n')
+        (tmp_path / name).chmod(0o755)
+    environment["PATH"] = os.pathsep.join([str(tmp_path), environment["PATH"]])
+    done = subprocess.run([bash, "-ec", commands], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "model written to iris.safetensors" in done.stdout
+    assert len((tmp_path / "predictions.csv").read_text().splitlines()) == 151

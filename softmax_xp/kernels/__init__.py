@@ -1,4 +1,4 @@
-"""Which provider computes the row pass for which library and dtype: a table, so that a backend is a row of it."""
+"""The table of providers: which module computes the row pass for a library and a dtype."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from softmax_xp._arrays import Array, DType, Namespace, dtype_name
 from softmax_xp.kernels.workspace import Workspace
 
-# (library, dtype) -> module of this package. What is not here runs by the definition, in the array API alone.
+# (library, dtype) -> module of this package. All others run `reference`, which uses the array API alone.
 PROVIDERS = {
     ("numpy", "float32"): "blocked",
     ("numpy", "float64"): "blocked",
@@ -18,22 +18,22 @@ PROVIDERS = {
     ("cupy", "bfloat16"): "cuda",
 }
 
-# Of matrix products of float32: as they are, with factors of ten bits behind the point, or of seven; summed in float32
-# always. The first is the only one for data in other dtypes, and means that of the data.
+# Precision of the factors of matrix products: float32, or rounded to 10 (tf32) or 7 (bfloat16) bits of fraction. Sums
+# are float32 in all three. For data in other dtypes there is only the first, and it means the dtype of the data.
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 class Kernels(Protocol):
-    """What a provider offers; `reference` defines each function."""
+    """The functions of a provider; `reference` defines what each returns."""
 
     PRECISIONS: tuple[str, ...]
-    """Those of this module's that a workspace may ask for."""
+    """The precisions, of those of this module, that a workspace may ask for."""
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Return the matrix product a @ b."""
 
     def factor(self, X: Array, precision: str) -> Array:
-        """Return X (n, D) as `linear_sums` may take it in a precision that is not the first: made once for a solve."""
+        """Return X (n, D) rounded to a precision, for `linear_sums`; made once for a solve."""
 
     def softmax(self, logits: Array, axis: int = -1) -> Array:
         """Return the softmax of `logits` along `axis`."""
@@ -59,7 +59,7 @@ class Kernels(Protocol):
         smoothing: float = 0.0,
         axis: int = -1,
     ) -> tuple[Array, Array]:
-        """Return the loss of each row and its gradient in the logits."""
+        """Return the loss of each row and its gradient with respect to the logits."""
 
     def linear_sums(
         self,
@@ -83,7 +83,7 @@ class Kernels(Protocol):
         weight: Array | None = None,
         workspace: Workspace | None = None,
     ) -> tuple[Array, Array | None]:
-        """Return the Hessian of that sum times a direction."""
+        """Return the Hessian of the loss in `linear_sums` times a direction."""
 
 
 def kernels_for(xp: Namespace, dtype: DType) -> Kernels:

@@ -1,7 +1,8 @@
-"""Matrix products by cuBLAS: in the precision that the caller names, and into memory that is there, added if asked.
+"""Matrix products by cuBLAS, in a precision that the caller chooses, written or added to a given array.
 
-CuPy's own `matmul` takes its precision from the process, adds by a pass of its own, and refuses to be recorded as a
-graph, which cuBLAS allows: `setStream` of `cupy_backends.cuda.libs.cublas` raises NotImplementedError (CuPy 14.2).
+CuPy's own `matmul` has one precision for the whole process and needs another pass to add. It cannot be recorded in a
+CUDA graph, although cuBLAS allows that: `setStream` of `cupy_backends.cuda.libs.cublas` raises NotImplementedError
+(CuPy 14.2).
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 
 from softmax_xp._arrays import Array, dtype_name
 
-# The numbers that cuBLAS has for the types of arrays (cudaDataType) and of sums (cublasComputeType_t), and for others.
+# Values of cuBLAS's enums: cudaDataType of arrays, cublasComputeType_t of sums, and those of operations and algorithms.
 # uint16 holds the bits of bfloat16, for which CuPy has no dtype of its own.
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14, "uint16": 14}
 COMPUTE_TYPES = {"32F": 68, "64F": 70, "32F_FAST_TF32": 77}
@@ -25,14 +26,14 @@ DEFAULT_ALGORITHM = -1
 
 
 class Layout(NamedTuple):
-    """How a matrix lies in memory: whether column by column, and how many numbers from one to the next."""
+    """How a matrix lies in memory: column by column or row by row, and the leading dimension in numbers."""
 
     by_columns: bool
     step: int
 
 
 def layout_of(x: Array) -> Layout | None:
-    """Return the layout of a matrix, or None where neither rows nor columns lie in a piece, one after another."""
+    """Return the layout of a matrix, or None where neither its rows nor its columns are contiguous and in order."""
     for by_columns, (count, length) in ((False, x.shape), (True, x.shape[::-1])):
         between, within = x.strides[::-1] if by_columns else x.strides
         step = length if count == 1 else between // x.itemsize
@@ -42,26 +43,26 @@ def layout_of(x: Array) -> Layout | None:
 
 
 def matmul(a: Array, b: Array, out: Array, *, tf32: bool = False, add: bool = False) -> None:
-    """Write a @ b to `out`, or add it there.
+    """Write a @ b to `out`, or add it to `out`.
 
-    Sums are made in float32, or in float64 where `out` is. A factor is read as it lies, transposed or not; one of which
-    neither rows nor columns lie in one piece is copied first.
+    Sums are float32, or float64 if `out` is. A factor may be stored row by row or column by column. If neither its rows
+    nor its columns are contiguous, it is copied first.
 
     Parameters
     ----------
-    a : array of shape (m, k), a key of TYPES; uint16 has the bits of bfloat16
+    a : array of shape (m, k), its dtype a key of TYPES; uint16 has the bits of bfloat16
     b : array of shape (k, n), of the dtype of `a`
-    out : array of shape (m, n), of the dtype of `a`, or float32 for those of 16 bits, its rows in one piece
+    out : array of shape (m, n), of the dtype of `a`, or float32 for factors of 16 bits; its rows are contiguous
     tf32 : bool
-        Whether float32 factors may be rounded to ten bits behind the point, as tensor cores take them.
+        Whether float32 factors may be rounded to TF32, with 10 bits of fraction, for tensor cores.
     add : bool
 
     Raises
     ------
     ValueError
-        For shapes that do not belong together, or an `out` that lies otherwise.
+        For shapes that do not match, or an `out` whose rows are not contiguous.
     RuntimeError
-        With the status of cuBLAS, when that cannot do it.
+        When cuBLAS fails; the message has its status.
     """
     if a.shape[1] != b.shape[0] or out.shape != (a.shape[0], b.shape[1]):
         raise ValueError(f"shapes must be (m, k), (k, n) and (m, n), got {a.shape}, {b.shape} and {out.shape}.")
@@ -72,12 +73,12 @@ def matmul(a: Array, b: Array, out: Array, *, tf32: bool = False, add: bool = Fa
     scalar = np.float64 if dtype_name(out.dtype) == "float64" else np.float32
     alpha, beta = np.ones((), dtype=scalar), np.full((), add, dtype=scalar)
     compute = {"float64": "64F"}.get(dtype_name(out.dtype), "32F_FAST_TF32" if tf32 else "32F")
-    # cuBLAS goes by columns: to it `out` is the transpose, and so are the factors, in the other order.
+    # cuBLAS stores matrices by columns: it computes the transpose, out.T = b.T @ a.T.
     _gemm(compute, n, m, k, alpha, b, layout_b, a, layout_a, beta, out, layout_out)
 
 
 def address(x: Array | None) -> int:
-    """Return where an array begins in the memory of its device; 0 for None."""
+    """Return the address of an array in the memory of its device; 0 for None."""
     return 0 if x is None else int(x.data.ptr)
 
 
@@ -95,9 +96,9 @@ def _gemm(
     out: Array,
     layout_out: Layout,
 ) -> None:
-    """Call cublasGemmEx for out (m, n) = alpha a (m, k) @ b (k, n) + beta out, matrices that go by columns.
+    """Call cublasGemmEx for out (m, n) = alpha a (m, k) @ b (k, n) + beta out, with matrices stored by columns.
 
-    It runs on the current stream, or is recorded there. What the layouts call rows are columns here.
+    It runs, or is recorded, on the current stream. The rows of the layouts are columns here.
     """
     set_stream, gemm = _functions()
     handle, stream = _handle_and_stream()
@@ -120,11 +121,11 @@ def _gemm(
 @cache
 def _functions() -> tuple[Any, Any]:
     """Return cublasSetStream and cublasGemmEx, with 64-bit sizes, of the cuBLAS that CuPy has loaded."""
-    wrapper = import_module("cupy_backends.cuda.libs").cublas  # to ask for it makes CuPy find and load the library
+    wrapper = import_module("cupy_backends.cuda.libs").cublas  # this makes CuPy find and load cuBLAS
     if os.name == "nt":
         path = import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path  # as CuPy finds it
     else:
-        path = wrapper.__file__  # its own library: a function that is looked up here is looked up in what it links, too
+        path = wrapper.__file__  # it links cuBLAS, so that a symbol looked up in it is found there
     library = ctypes.CDLL(path)
     set_stream, gemm = library.cublasSetStream_v2, library.cublasGemmEx_64
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
@@ -161,6 +162,6 @@ def _check(function: str, status: int) -> None:
 
 
 def _in_pieces(x: Array) -> tuple[Array, Layout]:
-    """Return a matrix, or a copy of it, whose rows or columns lie in one piece each, and its layout."""
+    """Return a matrix, or a copy of it, whose rows or columns are contiguous, and its layout."""
     layout = layout_of(x)
     return (x.copy(), Layout(False, x.shape[1])) if layout is None else (x, layout)

@@ -1,8 +1,8 @@
-"""CUDA graphs: what a function of small arrays does, recorded once and launched as one from then on.
+"""CUDA graphs: record the kernels of a function of small arrays once, then replay them with one launch.
 
-A step of a small problem is some fifty kernels, each of which may be over sooner than the next one is launched. Of the
-launches there remain one for the graph, one for each array or number that goes in, and one for each array that comes
-out: seventeen for Adam on one weight and intercept. What that gains has not been measured.
+A step of a small problem is some fifty kernels, and launching a kernel may take longer than running it. With a graph,
+one launch remains for the graph, one for each array or number that is copied in, and one for each array that is copied
+out: seventeen for Adam on one weight and intercept. The gain has not been measured.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any, TypeAlias
 
 from softmax_xp._arrays import Array, is_array, namespace
 
-# A number, an array, or a tuple or dict of such.
+# A number, an array, or a tuple or dict of trees.
 Tree: TypeAlias = Any
 
-MAX_BYTES = 16 << 20  # of arguments, which are copied in; larger ones take longer than their kernels' launch
+MAX_BYTES = 16 << 20  # of all arguments; copying more into the graph takes longer than launching the kernels. A guess.
 
 
 class Repeated:
-    """The same function, launched as one graph for arguments of small size; one is recorded for each set of shapes.
+    """A function that replays a CUDA graph for small arguments. One graph is recorded for each set of shapes.
 
-    Where that fails, with one of the RuntimeErrors of CUDA or the NotImplementedError of CuPy for what they do not let
-    be recorded, the function is called as it is for these shapes from then on: the results are the same, only later.
+    CUDA raises RuntimeError and CuPy NotImplementedError for operations that cannot be recorded. Then the function is
+    called directly for these shapes from then on; the results are the same.
 
     Parameters
     ----------
     function : callable
-        Takes trees of arrays and numbers and returns a tree of arrays, on the current device. It must bring nothing to
-        the host, and its kernels must depend on nothing but its arguments and on arrays that do not change.
+        Takes trees of arrays and numbers and returns a tree of arrays, on the current device. It must not copy anything
+        to the host. Its kernels may depend on its arguments and on arrays that do not change, and on nothing else.
     """
 
     def __init__(self, function: Callable[..., Tree]) -> None:
@@ -38,7 +38,7 @@ class Repeated:
         self._recorded: dict[Any, tuple[list[Array], Callable[[], object], Tree] | None] = {}
 
     def __call__(self, *arguments: Tree) -> Tree:
-        """Return what the function returns, in arrays of its own."""
+        """Return what the function returns, in new arrays."""
         leaves: list[Any] = []
         _mapped(leaves.append, arguments)
         arrays = [x for x in leaves if is_array(x)]
@@ -59,7 +59,7 @@ class Repeated:
         return _mapped(lambda x: x.copy(), outputs)
 
     def _record(self, arguments: Tree, arrays: list[Array]) -> tuple[list[Array], Callable[[], object], Tree]:
-        """Return arrays for the arguments, what runs the function on them, and the arrays it leaves its results in."""
+        """Return the input arrays of the graph, a function that launches it, and its output arrays."""
         xp = namespace(x=arrays[0])
         real = next(x.dtype for x in arrays if xp.isdtype(x.dtype, "real floating"))
         inputs: list[Array] = []
@@ -69,29 +69,29 @@ class Repeated:
             return inputs[-1]
 
         trees = _mapped(own, arguments)
-        function = self.function  # without self, which keeps what is recorded: a circle would outlive the fit
+        function = self.function  # not self, which holds the recording: a reference cycle would outlive the fit
         launch, outputs = recorded(lambda: function(*trees))
         return inputs, launch, outputs
 
 
 def recorded(function: Callable[[], Tree]) -> tuple[Callable[[], object], Tree]:
-    """Return what launches the kernels of `function` as a graph, and the arrays that they write to.
+    """Return a function that launches the kernels of `function` as a graph, and the arrays that they write to.
 
-    An error of the function while it is recorded ends the recording.
+    If the function raises while it is recorded, the recording ends.
     """
     cupy: Any = import_module("cupy")
-    pool = cupy.cuda.MemoryPool()  # what is freed while recording belongs to the graph: no one else may be given it
+    pool = cupy.cuda.MemoryPool()  # the graph goes on using memory freed while recording: nothing else may get it
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()
-    cupy.get_default_memory_pool().free_all_blocks()  # which the other pool could not have
+    cupy.get_default_memory_pool().free_all_blocks()  # so that the new pool can have this memory
     with stream, cupy.cuda.using_allocator(pool.malloc):
-        function()  # compiles what is to be compiled, and fills the pool
+        function()  # compiles the kernels and fills the pool
         stream.synchronize()
         stream.begin_capture()
         try:
             outputs = function()
         except BaseException:
-            with suppress(RuntimeError):  # CUDA may have ended it, and says so
+            with suppress(RuntimeError):  # CUDA raises if it has ended the capture already
                 stream.end_capture()
             raise
         graph = stream.end_capture()
@@ -103,7 +103,7 @@ def recorded(function: Callable[[], Tree]) -> tuple[Callable[[], object], Tree]:
 
 
 def _mapped(function: Callable[[Any], Any], tree: Tree) -> Tree:
-    """Return a tree of what `function` makes of each leaf; those of a dict come in the order of its sorted keys."""
+    """Return the tree with `function` applied to each leaf, leaves of a dict in the order of sorted keys."""
     if isinstance(tree, dict):
         made = {key: _mapped(function, tree[key]) for key in sorted(tree)}
         return {key: made[key] for key in tree}

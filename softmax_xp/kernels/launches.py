@@ -1,39 +1,40 @@
-"""Which variant of the kernels in `cross_entropy.cu` serves which shape: chosen without asking a device."""
+"""Choose the variant of a kernel in `cross_entropy.cu` for a shape. This needs no device."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-# Number as it lies in memory -> number that is computed with, as C++ spells them.
+# dtype of an array -> (C++ type in memory, C++ type for the arithmetic)
 TYPES = {
     "float32": ("float", "float"),
     "float64": ("double", "double"),
     "float16": ("Half", "float"),
     "bfloat16": ("BFloat16", "float"),
-    "uint16": ("BFloat16", "float"),  # its bits, for which CuPy has no dtype of its own
+    "uint16": ("BFloat16", "float"),  # the bits of bfloat16, for which CuPy has no dtype of its own
 }
-PACK_BYTES = 16  # the widest access that a thread has
-# Of one row a thread holds so much in registers: alone or among the threads of a warp, and in a block of its own, whose
-# threads have 64 registers each, so that a processor can have 1024 of them. Twice as much spills.
+PACK_BYTES = 16  # the widest load or store of one thread
+# Bytes of a row that a thread holds in registers: if a row has at most one warp, and if it has a block. Threads of a
+# block have 64 registers each, so that a multiprocessor can run 1024 of them. Twice as many bytes spill.
 HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
-HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # what is compiled for: the next above what is needed
-GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads a row
+HELD_PACKS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # packs in registers that kernels are compiled for
+GROUPS = (4, 8, 16, 32, 128, 256, 512, 1024)  # threads per row
 WARP = 32
-BLOCK = 128  # threads, where rows share a block: beyond a warp they do not
+BLOCK = 128  # threads of a block that several rows share; a row with more than a warp has its own block
 MAX_BLOCK = 1024
-STATIC_BYTES = 2048  # of shared memory that a block takes anyway
-# Of the logits of BLOCK rows, where a thread has a row: up to 64 classes. With more, threads that share one need about
-# as few instructions for an entry, by what is compiled for compute capability 9.0. Not measured on a GPU.
+STATIC_BYTES = 2048  # of shared memory in every block
+# Largest size of the logits of BLOCK rows for which each row has one thread: 64 classes in float32. With more classes,
+# threads that share a row need about as few instructions per entry (counted in code for compute capability 9.0; not
+# measured on a GPU).
 FEW_BYTES = 32768
 SLICES = 8  # warps that share 32 rows of class-major logits
-MIN_SLICE = 32  # classes: with fewer to share, one warp does
+MIN_SLICE = 32  # classes per warp; with fewer, one warp does all
 
 
 class Launch(NamedTuple):
-    """One launch: the instance of a kernel as C++ spells it, blocks, and threads a block.
+    """One launch: the kernel's C++ template instance, the number of blocks, and the threads per block.
 
-    `kept` is the number of packs that a thread has in shared memory, of which a block takes `shared` bytes.
+    `kept` is the number of packs of each thread in shared memory; `shared` is the bytes of shared memory per block.
     """
 
     kernel: str
@@ -56,12 +57,12 @@ def launch_of(
     written: str | None = None,
     shared_bytes: int = 0,
 ) -> Launch:
-    """Return the launch that serves a shape.
+    """Return the launch for a shape.
 
-    Dense rows of few classes have a thread each. Others share a warp, then have one, then a block: the fewest threads
-    that can hold the row, and in the largest block as much of it as fits. Larger blocks have more shared memory, in
-    proportion, so that it does not keep others from being on the same processor: while one reads, another reduces or
-    writes.
+    Dense rows of few classes have one thread each. Other rows have a part of a warp, a warp or a block: the fewest
+    threads that can hold the whole row. The largest block holds as much of a longer row as fits. The shared memory of a
+    block is in proportion to its threads, so that several blocks can be resident on a multiprocessor: while one reads,
+    another reduces or writes.
 
     Parameters
     ----------
@@ -71,15 +72,15 @@ def launch_of(
     row_pass : {"SOFTMAX", "LOG_SOFTMAX", "LOSS", "GRADIENT", "HESSIAN"}
     targets : {"NONE", "LABELS", "PROBABILITIES"}
     class_major : bool
-        Whether rows, instead of classes, lie side by side.
+        Whether neighbours in memory are rows, not classes.
     aligned : bool
-        Whether each row of each matrix starts where a pack may, and rows of logits are so many whole packs.
+        Whether each row of each matrix starts at a multiple of PACK_BYTES, and rows of logits are whole packs.
     dense : bool
-        Whether logits and output start at a multiple of PACK_BYTES and have nothing between their rows.
+        Whether logits and output start at a multiple of PACK_BYTES and have no gap between their rows.
     written : str, optional
-        The dtype of the output: a key of TYPES that is no larger; that of the logits by default.
+        The dtype of the output, a key of TYPES of at most the logits' size; by default that of the logits.
     shared_bytes : int
-        Of shared memory that a block may take on the device.
+        Shared memory that a block may use on the device.
     """
     computed = TYPES[dtype][1]
     kinds = kinds_of(dtype, row_pass, targets, written)
@@ -101,7 +102,7 @@ def launch_of(
 
 
 def kinds_of(dtype: str, row_pass: str, targets: str, written: str | None = None) -> str:
-    """Return the arguments of a kernel's template that say what it does, as C++ spells them."""
+    """Return the C++ template arguments for types, row pass and kind of targets."""
     stored, computed = TYPES[dtype]
     return f"{stored}, {TYPES[written or dtype][0]}, {computed}, {row_pass}, {targets}"
 
@@ -109,9 +110,9 @@ def kinds_of(dtype: str, row_pass: str, targets: str, written: str | None = None
 def row_launch(
     n_rows: int, n_classes: int, dtype: str, kinds: str, pack: int, group: int, held: int, in_shared: int = 0
 ) -> Launch:
-    """Return the launch of `row_major` with so many numbers a pack, threads a row, and packs a thread in registers.
+    """Return the launch of `row_major`: `pack` numbers per pack, `group` threads per row, `held` packs in registers.
 
-    In shared memory a thread has `in_shared` packs, or as many as it needs.
+    Each thread keeps at most `in_shared` further packs in shared memory.
     """
     beyond = -(-n_classes // (pack * group)) - held
     kept = max(0, min(beyond, in_shared))
@@ -126,7 +127,7 @@ def row_launch(
 
 
 def room(group: int, pack: int, dtype: str, shared_bytes: int) -> tuple[int, int]:
-    """Return how many packs of a row each of `group` threads can hold in registers, and in shared memory."""
+    """Return the packs of a row that each of `group` threads can hold in registers, and in shared memory."""
     in_block = group > WARP
     in_registers = (HELD_BYTES_IN_BLOCK if in_block else HELD_BYTES) // (itemsize(TYPES[dtype][1]) * pack)
     share = shared_bytes * group // MAX_BLOCK - STATIC_BYTES if in_block else 0
@@ -134,5 +135,5 @@ def room(group: int, pack: int, dtype: str, shared_bytes: int) -> tuple[int, int
 
 
 def itemsize(dtype: str) -> int:
-    """Return the bytes of a number: of an array's dtype, or of a type as C++ spells it."""
+    """Return the bytes of a number of an array's dtype or of a C++ type."""
     return {"float64": 8, "double": 8, "float32": 4, "float": 4}.get(dtype, 2)

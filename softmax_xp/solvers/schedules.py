@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from softmax_xp._arrays import check_integer, check_real
 
-# The learning rate at a step; any function of the step number will do.
+# A function from the step number to the learning rate.
 Schedule: TypeAlias = Callable[[int], float]
 
 
@@ -62,14 +62,15 @@ class StepSchedule:
 class CosineSchedule:
     """A linear rise over `warmup` steps, then half a cosine down to `final` at step `n_steps`.
 
-    Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983; the rise after Goyal et al., 2017, arXiv:1706.02677.
+    The cosine is from Loshchilov and Hutter, SGDR, 2017, arXiv:1608.03983; the rise from Goyal et al., 2017,
+    arXiv:1706.02677.
 
     Parameters
     ----------
     learning_rate : float, positive
         The peak, reached at step `warmup`.
     n_steps : int, at least 1
-        Steps in all; past them the rate stays at `final`.
+        Number of steps; after them the rate stays at `final`.
     warmup : int, default 0, less than `n_steps`
     final : float, not negative, default 0.0
     """
@@ -97,7 +98,7 @@ class CosineSchedule:
 
 
 def as_schedule(learning_rate: float | Schedule) -> Schedule:
-    """Return `learning_rate` itself if it is a schedule, a constant one if it is a number."""
+    """Return `learning_rate` if it is a schedule, or a constant schedule if it is a number."""
     return learning_rate if callable(learning_rate) else ConstantSchedule(learning_rate)
 
 

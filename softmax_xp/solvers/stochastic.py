@@ -1,7 +1,7 @@
-"""Stochastic gradient methods: how a step follows from the gradient of a mini-batch, and the loop of steps.
+"""Stochastic gradient methods: the update rules, and the loop over mini-batches.
 
-Parameters, gradients and what an optimizer remembers are dicts of arrays with the same keys. Everything stays
-on its device; a step brings nothing to the host.
+Parameters, gradients and the moments of an optimizer are dicts of arrays with the same keys. They stay on their device;
+a step copies nothing to the host.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.schedules import CosineSchedule, Schedule, as_schedule
 
-BATCH_SIZE = 256  # rows a step in `minimize`
+BATCH_SIZE = 256  # rows per step in `minimize`
 
 Params: TypeAlias = dict[str, Array]
 State: TypeAlias = dict[str, Params]
 
 
 class Optimizer(Protocol):
-    """The rule of one step.
+    """The update rule of one step.
 
-    Those of this module have it in two parts, so that many steps on a GPU can be taken as one graph.
+    The optimizers of this module split it in two parts, so that a step can be recorded as a CUDA graph.
     """
 
     def start(self, params: Params) -> State:
-        """Return what the optimizer remembers before the first step."""
+        """Return the state before the first step."""
 
     def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
         """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
 
 
 class _Rule(Optimizer):
-    """A rule in two parts: the numbers that change from step to step, and what is done with them."""
+    """An update rule in two parts: the numbers that change from step to step, and the update that uses them."""
 
     @abstractmethod
     def factors(self, n: int) -> tuple[float, ...]:
@@ -49,7 +49,7 @@ class _Rule(Optimizer):
 
     @abstractmethod
     def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
-        """Return the parameters and the state after a step; the factors may be 0-d arrays."""
+        """Return the parameters and the state after a step. Factors are numbers or 0-d arrays."""
 
     def step(self, params: Params, grads: Params, state: State, n: int) -> tuple[Params, State]:
         """Return the parameters and the state after step `n`, counted from 0; nothing is modified."""
@@ -129,9 +129,9 @@ class Adam(_Rule):
         return {"mean": _zeros(params), "square": _zeros(params)}
 
     def factors(self, n: int) -> tuple[float, ...]:
-        """Return the learning rate and the root of the squares' share, corrected.
+        """Return the learning rate and the root of the squares' weight, both with bias correction.
 
-        Means that start at zero are too small at first; both corrections tend to 1.
+        The running means start at zero and are too small at first. Both corrections tend to 1.
         """
         rate = _rate(self.learning_rate, n)
         return rate / (1.0 - self.beta1 ** (n + 1)), (1.0 - self.beta2 ** (n + 1)) ** 0.5
@@ -152,13 +152,13 @@ class Adam(_Rule):
 class AdamW(Adam):
     """Adam with decoupled weight decay (Loshchilov and Hutter, 2019, arXiv:1711.05101).
 
-    Each step first shrinks the parameters by the factor 1 - learning_rate * weight_decay. Vectors, which are
-    the intercepts, are not shrunk.
+    Each step first multiplies the parameters by 1 - learning_rate * weight_decay, except vectors, which are the
+    intercepts.
 
     Parameters
     ----------
     weight_decay : float, not negative, default 1e-2
-        The others are those of `Adam`.
+        The other parameters are those of `Adam`.
     """
 
     weight_decay: float = 1e-2
@@ -170,7 +170,7 @@ class AdamW(Adam):
         _set(self, weight_decay=check_real(self.weight_decay, "weight_decay", **limits, remedy=remedy))
 
     def factors(self, n: int) -> tuple[float, ...]:
-        """Return what is kept of the parameters, and what Adam takes."""
+        """Return the factor of the weight decay, and the factors of Adam."""
         return 1.0 - _rate(self.learning_rate, n) * self.weight_decay, *super().factors(n)
 
     def update(self, params: Params, grads: Params, state: State, *factors: float) -> tuple[Params, State]:
@@ -181,7 +181,7 @@ class AdamW(Adam):
 
 @dataclass(frozen=True)
 class Run:
-    """Where a loop of stochastic steps ended: parameters, steps taken, and whether Ctrl-C ended it."""
+    """The end of a loop of stochastic steps: the parameters, the number of steps, and whether Ctrl-C ended it."""
 
     params: Params
     n_steps: int
@@ -196,22 +196,22 @@ def run(
     observe: Callable[[int, Array, Params], object],
     repeated: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None,
 ) -> Run:
-    """Take one step a batch until the batches end, the observer says stop, or Ctrl-C.
+    """Take one step per batch until the batches end, the observer returns true, or Ctrl-C.
 
     Parameters
     ----------
     value_and_grad : callable
-        Takes parameters and a batch; returns the objective estimated from it, a 0-d array, and its gradient.
+        Takes parameters and a batch; returns the objective on that batch, a 0-d array, and its gradient.
     params : dict of arrays
-        Where to start; not modified.
+        The start; not modified.
     batches : iterable
     optimizer : Optimizer
     observe : callable
         Called after each step with the number of steps taken, the value before the step, and the parameters
         after it; a true result ends the loop.
     repeated : callable, optional
-        Takes a function to one that does the same sooner, as `Backend.repeated` does, for a `value_and_grad` that does
-        the same each time it is called.
+        `Backend.repeated`, which lets a GPU replay the step as a CUDA graph. Only for a `value_and_grad` that runs the
+        same operations at every call.
     """
 
     def one_step(params: Params, state: State, batch: Any, factors: tuple[float, ...]) -> tuple[Array, Params, State]:
@@ -222,7 +222,7 @@ def run(
         update: Callable[..., tuple[Params, State]] = optimizer.update
         factors: Callable[[int], tuple[float, ...]] = optimizer.factors
         take = one_step if repeated is None else repeated(one_step)
-    else:  # a step of a user's own is called as it is
+    else:  # the step of a user's optimizer is not recorded
         update, factors, take = optimizer.step, lambda n: (n,), one_step
     state = optimizer.start(params)
     n_steps = 0
@@ -250,22 +250,22 @@ def minimize(
 ) -> Solution:
     """Minimise an objective from `params` by steps along mini-batches of BATCH_SIZE rows.
 
-    After each epoch the gradient over all rows is looked at: converged when its Euclidean norm is at most `tol`.
+    The fit has converged when, after an epoch, the Euclidean norm of the gradient over all rows is at most `tol`.
 
     Parameters
     ----------
     objective : LinearObjective
     params : array of shape (n_params,)
-        Where to start; not modified.
+        The start; not modified.
     optimizer : Optimizer
     tol : float
     max_epochs : int
     rng : numpy.random.Generator
-        Draws the order of the rows.
+        Shuffles the rows.
     rough : LinearObjective, optional
-        The same objective in a lower precision, for the steps.
+        The same objective in a lower precision; the steps use it.
     observe : callable, optional
-        Called with an Iterate after each epoch; a true result ends the solve there.
+        Called with an Iterate after each epoch; if it returns true, the solve ends.
 
     Returns
     -------
@@ -332,11 +332,11 @@ def minimize(
 
 
 def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) -> Optimizer:
-    """Return "sgd", "adam" or "adamw" with a learning rate from the size of the rows, falling to 0 at the end.
+    """Return "sgd", "adam" or "adamw" with a learning rate that suits the size of the rows and falls to 0 at the end.
 
-    SGD takes 1 / L, where L bounds the curvature of the mean loss: half the mean of |x|^2 + 1 (Boehning, 1992,
-    doi:10.1007/BF00048682). The others, whose steps have a size of their own in each coefficient, take the step
-    that moves a logit by about 0.1.
+    The learning rate of SGD starts at 1 / L, where L bounds the curvature of the mean loss: half the mean of |x|^2 + 1
+    (Boehning, 1992, doi:10.1007/BF00048682). Adam and AdamW scale the step of each coefficient; their learning rate
+    starts where a step changes a logit by about 0.1.
     """
     xp, n_rows = objective.backend.xp, objective.X.shape[0]
     wide = accumulation_dtype(xp, objective.backend.device)
@@ -350,12 +350,12 @@ def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) ->
 
 
 def _rate(learning_rate: float | Schedule, n: int) -> float:
-    """Return the learning rate of step `n` as a number of Python, which changes no dtype that it is multiplied with."""
+    """Return the learning rate of step `n` as a Python float, which does not promote the dtype of an array."""
     return float(as_schedule(learning_rate)(n))
 
 
 def _set(optimizer: _Rule, **numbers: float) -> None:
-    """Store numbers of a frozen optimizer as Python's own, for the same reason."""
+    """Store Python floats in a frozen optimizer, because they do not promote the dtype of an array."""
     for name, number in numbers.items():
         object.__setattr__(optimizer, name, number)
 
