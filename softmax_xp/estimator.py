@@ -729,7 +729,9 @@ def _distance(solution: Solution) -> str:
     if math.isnan(solution.estimated_gap) or solution.message == SEPARATED:
         return norm
     gap, value = solution.estimated_gap, abs(solution.objective)
-    share = f" ({100 * gap / value:.2g}% of it)" if math.isfinite(gap) and value else ""
+    if math.isinf(gap):
+        return f"how far above its minimum is unknown, and {norm}"
+    share = f" ({100 * gap / value:.2g}% of it)" if value else ""
     return f"an estimated {gap:.1e}{share} above its minimum, and {norm}"
 
 

@@ -329,8 +329,8 @@ class Curvature:
     def cost_of_whole(self, likely_pairs: float = math.inf) -> float:
         """Return what the whole Hessian costs, and solving with it, in evaluations of value and gradient.
 
-        With so many pairs of classes that are likely for a row. Infinite where it would not fit, and on a GPU, for which
-        it is not written.
+        A row couples `likely_pairs` pairs of classes at most. Infinite where the Hessian would not fit, and on a GPU,
+        for which it is not written.
         """
         objective, (n_coef, n_features) = self.objective, self.objective.coef_shape
         n, n_rows = n_coef * self.n_columns, objective.X.shape[0]

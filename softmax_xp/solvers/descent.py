@@ -39,7 +39,15 @@ class Evaluation:
 
 
 class Method(Protocol):
-    """What tells one descent method from another."""
+    """What tells one descent method from another.
+
+    Attributes
+    ----------
+    ends_by_newton_step : bool
+        Whether the direction is a Newton step where the gap is small enough. Otherwise the solve ends without a step.
+    """
+
+    ends_by_newton_step: bool
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         """Return a descent direction, the estimated gap, and the first step to try (None: by the gradient's size).
@@ -116,14 +124,15 @@ def descend(
                 message = "the objective is not finite at the start"
                 break
             goal = tol / MARGIN * abs(point.value)
-            target = LAST_STEP * tol * abs(point.value) if n_iter < max_iter else goal
+            polishes = method.ends_by_newton_step and n_iter < max_iter
+            target = LAST_STEP * tol * abs(point.value) if polishes else goal
             direction, gap, first = method.direction(point, target)
             if current is not exact and (gap <= max(target, current.tol * abs(point.value)) or n_iter >= max_iter):
                 evaluate_exactly()
                 continue
             here = Iterate(n_iter, point.value, point.gradient_norm, gap)
             stop = n_iter > 0 and observe is not None and observe(here)
-            if stop or n_iter >= max_iter:
+            if stop or n_iter >= max_iter or (gap <= goal and not polishes):
                 converged = gap <= goal
                 message = (
                     reached if converged else "ended by the observer" if stop else f"max_iter={max_iter} steps taken"

@@ -139,6 +139,7 @@ class _LBFGS:
         self.precondition = precondition
         self.correlations = correlations
         self.hessian_product = hessian_product
+        self.ends_by_newton_step = hessian_product is not None
         self.change_along = change_along
         self.exact_inverse = exact_inverse
         self.renewed = renewed
@@ -198,10 +199,7 @@ class _LBFGS:
         return self._check(self.hessian_product, point, LAST_PRODUCTS).gap
 
     def gap_after(self, point: Point) -> float:
-        if self._checked is None:  # there is no Hessian to make a Newton step with
-            left = self._product(point.grad[None, :])[0, :]
-            return 0.5 * self.understated * float(dot(namespace(grad=point.grad), point.grad, left))
-        return self._checked[1].gap_after(point)
+        return math.inf if self._checked is None else self._checked[1].gap_after(point)
 
     def _check(self, hessian_product: HessianProduct, point: Point, max_products: int) -> Decrement:
         """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply."""

@@ -138,6 +138,8 @@ def _halves(decreases: list[float]) -> tuple[float, float]:
 class _NewtonCG:
     """Directions by conjugate gradients on the Hessian itself."""
 
+    ends_by_newton_step = True
+
     def __init__(
         self,
         hessian_product: HessianProduct,
