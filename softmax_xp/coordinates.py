@@ -29,13 +29,13 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 
-SAMPLE = 1024  # rows, evenly spaced, that means and sizes of the features are taken from
-FAR = 100.0  # ratio of a feature's mean to its standard deviation from which it is far from zero
+SAMPLE = 1024  # rows, evenly spaced, that the features' medians are taken from
+FAR = 100.0  # ratio of a feature's size to what it varies by, from which it is far from zero
 FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of their span pays
 INDEPENDENT = (
     1e-10  # squared size of what the other features leave of one, relative to it, from which it is independent
 )
-NEGLIGIBLE_GAIN = 1e-8  # of the loss, by a direction that is dropped
+NEGLIGIBLE_GAIN = 1e-12  # of the loss, by a direction that is dropped
 ROUNDING = 1e-13  # size of a dropped direction, relative to the features, that is rounding of float64 for certain
 
 
@@ -107,7 +107,7 @@ def coordinates(X: Array, strength: float, fit_intercept: bool) -> Coordinates:
     sample = to_numpy(X[:: -(-X.shape[0] // SAMPLE), :]).astype(np.float64)
     far, centre = far_from_zero(sample), None
     if far.any():
-        centre = np.where(far, sample.mean(axis=0), 0.0).astype(dtype_name(X.dtype)).astype(np.float64)
+        centre = np.where(far, np.median(sample, axis=0), 0.0).astype(dtype_name(X.dtype)).astype(np.float64)
         if not fit_intercept:
             reflection = _reflection(centre)
             return Coordinates(centre, reflection, centre @ reflection, far=True)
@@ -115,12 +115,16 @@ def coordinates(X: Array, strength: float, fit_intercept: bool) -> Coordinates:
 
 
 def far_from_zero(sample: np.ndarray) -> np.ndarray:
-    """Return for each column whether its mean is far larger than what it varies by, (D,)."""
-    spread = sample.max(axis=0) - sample.min(axis=0)
+    """Return for each column whether it lies far from zero for what it varies by, (D,).
+
+    By the median and the interquartile range, which a few outliers do not change; by the standard deviation for a
+    column of which half of the rows have the same value.
+    """
     with np.errstate(over="ignore", invalid="ignore"):
-        scale = np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
-        std = (sample / scale).std(axis=0)
-        far: np.ndarray = (spread > 0.0) & (np.abs((sample / scale).mean(axis=0)) > FAR * std)
+        scaled = sample / np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
+        low, median, high = np.quantile(scaled, [0.25, 0.5, 0.75], axis=0)
+        varies = np.where(high > low, high - low, scaled.std(axis=0))
+        far: np.ndarray = (varies > 0.0) & (np.abs(median) > FAR * varies)
     return far
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from contextvars import copy_context
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,7 +55,7 @@ class Workspace(AbstractContextManager[None]):
     """
 
     def __init__(self, workers: int | None = None, precision: str = "float32") -> None:
-        self._given_workers = workers
+        self._workers = workers
         self.precision = precision
         self._threads: list[ThreadPoolExecutor] = []  # of one thread each: an executor of many may start only some
         self._max_threads = sys.maxsize  # how many the system starts, once it has refused one
@@ -63,10 +63,13 @@ class Workspace(AbstractContextManager[None]):
         self._process = os.getpid()
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
 
-    @cached_property
+    @property
     def workers(self) -> int:
         """The number of threads, the calling one included."""
-        return usable_cores() if self._given_workers is None else self._given_workers
+        # Not a cached_property: its lock, which all objects of a class share, may be held where the process forks.
+        if self._workers is None:
+            self._workers = usable_cores()
+        return self._workers
 
     def __enter__(self) -> None:
         """Keep BLAS on one thread until the end of the solve: its threads go on spinning after each product."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cached_property
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
@@ -212,13 +211,16 @@ class Decrement:
         self.precondition = precondition
         self._params = params
         self._change_along = change_along
+        self._change: float | None = None
 
-    @cached_property
+    @property
     def change(self) -> float:
-        """The largest change of a logit along the step."""
-        if self._change_along is None or not math.isfinite(self.newton.gap) or self.newton.decrease == 0.0:
-            return 0.0
-        return self._change_along(self._params, self.newton.step)
+        """The largest change of a logit along the step, formed when it is first asked for."""
+        if self._change is None:
+            self._change = 0.0
+            if self._change_along is not None and math.isfinite(self.newton.gap) and self.newton.decrease > 0.0:
+                self._change = self._change_along(self._params, self.newton.step)
+        return self._change
 
     @property
     def gap(self) -> float:
