@@ -135,12 +135,18 @@ class LinearObjective:
     def change_along(self, params: Array, step: Array) -> float:
         """Return the largest change of a logit against its row's mean logit along a step from `params`.
 
-        Only rows and classes count that can hold a direction, at one end of the step: whose curvature along x_i,
-        s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD of the penalty's. The others may change by any amount
-        without making a difference to the Hessian.
+        The rounding error of a logit counts as a change of it. Only rows and classes count that can hold a direction at
+        one end of the step: those whose curvature along x_i, s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD
+        of the penalty's. The others may change by any amount and make no difference to the Hessian.
         """
         backend, X = self.backend, self.X
         xp, dtype = backend.xp, X.dtype
+        wide = self.split(params)[0]
+        largest_coef = float(xp.max(xp.abs(wide)))
+        unit = largest_coef or 1.0  # so that no square underflows
+        norm = unit * float(xp.max(xp.sqrt(xp.sum((wide / unit) ** 2, axis=1))))
+        rounding = float(xp.finfo(dtype).eps) * norm  # of a logit, for each unit of ||x_i||
+        least = (HELD * self.penalty.strength * self.total_weight) ** 0.5
         coef, intercept = self.split(xp.astype(params, dtype, copy=False))
         along, shift = self.split(xp.astype(step, dtype, copy=False))
         softmax = backend.kernels(dtype).softmax
@@ -157,13 +163,14 @@ class LinearObjective:
             if coef.shape[0] == 1:
                 z, u = (xp.concat([xp.zeros_like(x), x], axis=1) for x in (z, u))
             before, after = softmax(z, 1), softmax(z + u, 1)
-            size = xp.sum(rows * rows, axis=1) + float(self.fit_intercept)
+            size = X.shape[1] ** 0.5 * xp.max(xp.abs(rows), axis=1)  # at least ||x_i||
+            held = xp.sqrt(xp.maximum(before * (1.0 - before), after * (1.0 - after)))
+            held = held * (xp.maximum(size, xp.ones_like(size)) if self.fit_intercept else size)[:, None]
             if self.sample_weight is not None:
-                size = size * self.sample_weight[blocks[i]]
-            held = xp.maximum(before * (1.0 - before), after * (1.0 - after)) * size[:, None]
+                held = held * xp.sqrt(self.sample_weight[blocks[i]])[:, None]
             change = xp.abs(u - xp.sum(before * u, axis=1, keepdims=True))
-            counts = held > HELD * self.penalty.strength * self.total_weight
-            largest[i] = xp.max(xp.where(counts, change, xp.zeros_like(change)))
+            change = xp.maximum(change, (rounding * size)[:, None])
+            largest[i] = xp.max(xp.where(held > least, change, xp.zeros_like(change)))
 
         self.workspace.map(look, range(len(blocks)))
         return float(xp.max(xp.stack(largest)))

@@ -19,7 +19,7 @@ from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
-EPS = 2.0**-52  # relative rounding error of a value, below which no gap is known
+LEAST_GAP = 1e-12  # share of a value below which rounding lets no gap be known
 LAST_STEP = 0.5  # share of tol * |f| that the gap may be before the last step, which is a Newton step
 
 
@@ -174,7 +174,7 @@ def descend(
         params=point.x,
         objective=point.value,
         gradient_norm=point.gradient_norm,
-        estimated_gap=max(gap, EPS * abs(point.value)),
+        estimated_gap=max(gap, LEAST_GAP * abs(point.value)),
         n_iter=n_iter,
         n_evaluations=n_evaluations,
         converged=converged,
