@@ -736,11 +736,12 @@ def _distance(solution: Solution) -> str:
 
 
 def _needs_float64(coef: Array, intercept: Array) -> bool:
-    """Return whether logits come out right in float64 alone: where an intercept cancels the part of far features.
+    """Return whether float32 might lose the logits of features far from zero, of a model that is float64.
 
-    As for `coordinates.FAR`, float32 would leave errors of 1e-5 in the logits.
+    Their parts cancel with a large intercept, or with each other where there is none. See `coordinates.FAR`.
     """
-    return dtype_name(coef.dtype) == "float64" and float(np.abs(to_numpy(intercept)).max()) > FAR
+    largest = float(np.abs(to_numpy(intercept)).max())
+    return dtype_name(coef.dtype) == "float64" and (largest > FAR or largest == 0.0)
 
 
 def _two_columns(xp: Namespace, logits: Array) -> Array:

@@ -743,3 +743,45 @@ def test_a_matrix_without_a_cholesky_factor_gets_a_larger_ridge(xp, monkeypatch)
     matrix = np.ones((6, 6)) - 1e-9 * np.eye(6)
     inverse = xp.to_numpy(inverses.inverses(xp.asarray(matrix[None]), 1e-10, Workspace(1)))[0]
     assert np.linalg.eigvalsh((inverse + inverse.T) / 2).min() > 0
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("max_bytes", [1 << 30, 30_000])
+@pytest.mark.parametrize("c", [2, 3, 7])
+def test_the_whole_hessian_is_inverted(rng, c, max_bytes, weighted, fit_intercept):
+    """In float64, and in float32 where no more fits."""
+    scale = np.logspace(-3, 3, 5)
+    X, y = rng.normal(size=(90, 5)) * scale, np.arange(90) % c
+    weight = rng.exponential(size=90) if weighted else None
+    f = LinearObjective(backend_of(X), X, y, c, L2(1e-3), weight, fit_intercept)
+    n_coef = f.coef_shape[0]
+    params = np.concatenate([(0.5 * rng.normal(size=(n_coef, 5)) / scale).ravel(), np.zeros(n_coef * fit_intercept)])
+    curvature = Curvature(f, max_bytes)
+    single = max_bytes < 1 << 30 and curvature._dtype_of_whole() == np.float32
+    grad = f.value_and_grad(params)[1]
+    step = curvature.whole(params)(grad[None, :])[0]
+    image = f.hessian_product(params)(step)
+    if n_coef > 1:  # a shift of all classes has the penalty's curvature alone, and counts for nothing here
+        for x in (grad, image):
+            coef = x[: n_coef * 5].reshape(n_coef, 5)
+            coef -= coef.mean(axis=0)
+    np.testing.assert_allclose(image, grad, rtol=0, atol=(1e-2 if single else 1e-6) * np.abs(grad).max())
+
+
+def test_the_diagonal_of_the_hessian_replaces_what_has_aged(rng):
+    """One row holds a feature, and has become certain: the bound takes the feature for stiff."""
+    X, y = rng.normal(size=(500, 4)), np.arange(500) % 3
+    X[7, 2] = 1e6
+    f = LinearObjective(backend_of(X), X, y, 3, L2(1e-3))
+    params = np.zeros(f.n_params)
+    params[2:12:4] = [0.0, 1e-3, 0.0]  # the logits of row 7 differ by 1000
+    curvature = Curvature(f, 1 << 30)
+    bound = curvature.bound()
+    e = np.zeros(f.n_params)
+    e[2], e[6] = 1.0, -1.0
+    product = f.hessian_product(params)(e) * np.abs(e)  # what it has of this feature
+    assert bound(product[None, :])[0] @ product < 1e-3 * (e @ product)
+    renewed = curvature.renewed(params, bound)(product[None, :])[0]
+    assert renewed @ product == pytest.approx(e @ product, rel=0.5)
+    assert curvature.renewed(np.zeros(f.n_params), bound) is bound
