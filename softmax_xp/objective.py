@@ -19,6 +19,7 @@ from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
 
 HELD = 0.01  # share of the penalty's curvature from which that of a row counts
+HELD_AT_ALL = 1e-10  # the same of the curvature of all rows, where there is no penalty
 EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
 
 
@@ -137,7 +138,8 @@ class LinearObjective:
 
         The rounding error of a logit counts as a change of it. Only rows and classes count that can hold a direction at
         one end of the step: those whose curvature along x_i, s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD
-        of the penalty's. The others may change by any amount and make no difference to the Hessian.
+        of the penalty's, and more than the share HELD_AT_ALL of all rows' if none were certain. The others may change by
+        any amount and make no difference to the Hessian.
         """
         backend, X = self.backend, self.X
         xp, dtype = backend.xp, X.dtype
@@ -146,7 +148,8 @@ class LinearObjective:
         unit = largest_coef or 1.0  # so that no square underflows
         norm = unit * float(xp.max(xp.sqrt(xp.sum((wide / unit) ** 2, axis=1))))
         rounding = float(xp.finfo(dtype).eps) * norm  # of a logit, for each unit of ||x_i||
-        least = (HELD * self.penalty.strength * self.total_weight) ** 0.5
+        usual = float(xp.max(self.feature_scale())) * X.shape[1] ** 0.5
+        least = self.total_weight**0.5 * max((HELD * self.penalty.strength) ** 0.5, HELD_AT_ALL**0.5 * usual)
         coef, intercept = self.split(xp.astype(params, dtype, copy=False))
         along, shift = self.split(xp.astype(step, dtype, copy=False))
         softmax = backend.kernels(dtype).softmax

@@ -131,7 +131,7 @@ def descend(
             if current is not exact and (gap <= max(target, current.tol * abs(point.value)) or n_iter >= max_iter):
                 evaluate_exactly()
                 continue
-            here = Iterate(n_iter, point.value, point.gradient_norm, gap)
+            here = Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value))
             stop = n_iter > 0 and observe is not None and observe(here)
             if stop or n_iter >= max_iter or (gap <= goal and not polishes):
                 converged = gap <= goal
@@ -157,7 +157,7 @@ def descend(
                 if left <= goal:
                     gap, message, converged = left, reached, True
                     if observe is not None:
-                        observe(Iterate(n_iter, point.value, point.gradient_norm, gap))
+                        observe(Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value)))
             elif gap <= target:
                 message, converged = reached, True
             elif current is not exact:
@@ -174,12 +174,17 @@ def descend(
         params=point.x,
         objective=point.value,
         gradient_norm=point.gradient_norm,
-        estimated_gap=max(gap, LEAST_GAP * abs(point.value)),
+        estimated_gap=_known(gap, point.value),
         n_iter=n_iter,
         n_evaluations=n_evaluations,
         converged=converged,
         message=message,
     )
+
+
+def _known(gap: float, value: float) -> float:
+    """Return an estimated gap, or the least that can be known of a gap to a value, which is rounded."""
+    return max(gap, LEAST_GAP * abs(value))
 
 
 def _no_noise(params: Array) -> float:
