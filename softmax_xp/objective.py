@@ -138,8 +138,8 @@ class LinearObjective:
 
         The rounding error of a logit counts as a change of it. Only rows and classes count that can hold a direction at
         one end of the step: those whose curvature along x_i, s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD
-        of the penalty's, and more than the share HELD_AT_ALL of all rows' if none were certain. The others may change by
-        any amount and make no difference to the Hessian.
+        of the penalty's, and more than the share HELD_AT_ALL of what uncertain rows have in all. The others may change
+        by any amount and make no difference to the Hessian.
         """
         backend, X = self.backend, self.X
         xp, dtype = backend.xp, X.dtype
@@ -154,7 +154,7 @@ class LinearObjective:
         along, shift = self.split(xp.astype(step, dtype, copy=False))
         softmax = backend.kernels(dtype).softmax
         blocks = list(
-            row_blocks(X.shape[0], 6 * (coef.shape[0] + 1) * bytes_of(xp, dtype), block_bytes(backend.device))
+            row_blocks(X.shape[0], 32 * (coef.shape[0] + 1) * bytes_of(xp, dtype), block_bytes(backend.device))
         )
         largest: list[Array] = [None] * len(blocks)
 

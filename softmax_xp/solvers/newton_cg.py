@@ -21,6 +21,7 @@ from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
+SOLVED = 1e-10  # of r' P r at the start: in a singular system less than that is rounding, which P would magnify
 MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 CLOSER_PRODUCTS = 20  # at least, for the gap by which the solve ends: with 4 it was up to ten times the estimate
@@ -104,7 +105,8 @@ def newton_step(
     for _ in range(max_products):
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
-        if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):  # the residual is rounding
+        solved = decreases and size <= SOLVED * first_size
+        if solved or not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):  # the residual is rounding
             settled = True
             break
         length = size / curvature
