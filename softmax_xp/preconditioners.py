@@ -649,7 +649,7 @@ class Curvature:
 
     def _parts_of_squares(self, X: Array) -> list[slice]:
         """Return the blocks of rows over which squares are summed at a time."""
-        return list(row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(self.objective.backend.device)))
+        return list(row_blocks(X.shape[0], 64 * X.shape[1], block_bytes(self.objective.backend.device)))
 
     def _few_rows(self) -> bool:
         """Return whether there are fewer rows than columns, and three copies of them fit."""

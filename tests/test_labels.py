@@ -322,7 +322,9 @@ def written(folder: str, kind: str, X: np.ndarray, y: np.ndarray) -> Path:
     else:
         pa = pytest.importorskip("pyarrow")
         columns = {f"x{i}": X[:, i] for i in range(X.shape[1])}
-        pytest.importorskip("pyarrow.parquet").write_table(pa.table(columns | {"y": pa.array(y.tolist())}), file)
+        pytest.importorskip("pyarrow.parquet").write_table(
+            pa.table(columns | {"y": pa.array(y.tolist() if y.dtype.kind in "OU" else y)}), file
+        )
     return file
 
 
