@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
+
 from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
@@ -13,6 +15,7 @@ from softmax_xp._arrays import (
     is_numpy,
     namespace,
     row_blocks,
+    to_numpy,
 )
 from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
@@ -138,7 +141,7 @@ class LinearObjective:
 
         The rounding error of a logit counts as a change of it. Only rows and classes count that can hold a direction at
         one end of the step: those whose curvature along x_i, s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD
-        of the penalty's, and more than the share HELD_AT_ALL of what uncertain rows have in all. The others may change
+        of the penalty's, or without one the share HELD_AT_ALL of what uncertain rows have in all. The others may change
         by any amount and make no difference to the Hessian.
         """
         backend, X = self.backend, self.X
@@ -148,8 +151,10 @@ class LinearObjective:
         unit = largest_coef or 1.0  # so that no square underflows
         norm = unit * float(xp.max(xp.sqrt(xp.sum((wide / unit) ** 2, axis=1))))
         rounding = float(xp.finfo(dtype).eps) * norm  # of a logit, for each unit of ||x_i||
-        usual = float(xp.max(self.feature_scale())) * X.shape[1] ** 0.5
-        least = self.total_weight**0.5 * max((HELD * self.penalty.strength) ** 0.5, HELD_AT_ALL**0.5 * usual)
+        least = (HELD * self.penalty.strength * self.total_weight) ** 0.5
+        if least == 0.0:
+            usual = float(np.median(to_numpy(self.feature_scale())))  # the largest may be that of an outlier
+            least = (HELD_AT_ALL * self.total_weight * X.shape[1]) ** 0.5 * usual
         coef, intercept = self.split(xp.astype(params, dtype, copy=False))
         along, shift = self.split(xp.astype(step, dtype, copy=False))
         softmax = backend.kernels(dtype).softmax
