@@ -35,7 +35,7 @@ FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of 
 INDEPENDENT = (
     1e-10  # squared size of what the other features leave of one, relative to it, from which it is independent
 )
-NEGLIGIBLE_GAIN = 1e-12  # of the loss, by a direction that is dropped
+NEGLIGIBLE_GAIN = 1e-12  # share of the loss that a dropped direction could gain
 ROUNDING = 1e-13  # size of a dropped direction, relative to the features, that is rounding of float64 for certain
 
 
