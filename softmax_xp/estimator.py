@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from os import PathLike
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -53,6 +53,7 @@ from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
+from softmax_xp.trust import change_along
 from softmax_xp.validation import checked_features, checked_weights, encoded_labels, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
@@ -584,14 +585,15 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
             "observe": observe,
             "hessian_product": objective.hessian_product,
-            "change_along": objective.change_along,
+            "change_along": partial(change_along, objective),
         }
         budget = self._max_memory(objective.X)
         known = self.__dict__.pop("_class_blocks", None)
         curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
+        common["exact_inverse"] = curvature.exact_inverse
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
-        common |= {"exact_inverse": curvature.exact_inverse, "renewed": curvature.renewed}
+        common["renewed"] = curvature.renewed
         if self.solver == "auto":
             common |= {"precondition": curvature.first(start), "due": curvature.due}
             common["correlations"] = curvature.knows_correlations

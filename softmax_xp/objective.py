@@ -10,7 +10,6 @@ from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
     block_bytes,
-    bytes_of,
     device_of,
     is_numpy,
     namespace,
@@ -21,8 +20,6 @@ from softmax_xp.backend import Backend
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
 
-HELD = 0.01  # share of the penalty's curvature from which that of a row counts
-HELD_AT_ALL = 1e-10  # the same of the curvature of all rows, where there is no penalty
 EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
 
 
@@ -78,6 +75,7 @@ class LinearObjective:
         self._of_values = self.workspace if precision == "float32" else Workspace(1, precision)
         self._rounded = None if precision == "float32" else backend.kernels(X.dtype).factor(X, precision)
         self._feature_scale: Array | None = None
+        self._usual_size: np.ndarray | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
         wide = accumulation_dtype(backend.xp, backend.device)
         self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight, dtype=wide))
@@ -130,58 +128,25 @@ class LinearObjective:
     def feature_scale(self) -> Array:
         """Return the root mean square of each feature over a thousand rows evenly spaced, (n_features,)."""
         if self._feature_scale is None:
-            xp = self.backend.xp
-            sample = self.X[:: -(-self.X.shape[0] // 1024), :]
-            sample = xp.astype(sample, accumulation_dtype(xp, self.backend.device), copy=False)
+            xp, sample = self.backend.xp, self._sample()
             self._feature_scale = xp.sqrt(xp.mean(sample * sample, axis=0))
         return self._feature_scale
 
-    def change_along(self, params: Array, step: Array) -> float:
-        """Return the largest change of a logit against its row's mean logit along a step from `params`.
+    def usual_size(self) -> np.ndarray:
+        """Return the median size of each feature over the same rows, (n_features,), which outliers do not change.
 
-        The rounding error of a logit counts as a change of it. Only rows and classes count that can hold a direction at
-        one end of the step: those whose curvature along x_i, s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD
-        of the penalty's, or without one the share HELD_AT_ALL of what uncertain rows have in all. The others may change
-        by any amount and make no difference to the Hessian.
+        The root mean square of a feature that is mostly zero.
         """
-        backend, X = self.backend, self.X
-        xp, dtype = backend.xp, X.dtype
-        wide = self.split(params)[0]
-        largest_coef = float(xp.max(xp.abs(wide)))
-        unit = largest_coef or 1.0  # so that no square underflows
-        norm = unit * float(xp.max(xp.sqrt(xp.sum((wide / unit) ** 2, axis=1))))
-        rounding = float(xp.finfo(dtype).eps) * norm  # of a logit, for each unit of ||x_i||
-        least = (HELD * self.penalty.strength * self.total_weight) ** 0.5
-        if least == 0.0:
-            usual = float(np.median(to_numpy(self.feature_scale())))  # the largest may be that of an outlier
-            least = (HELD_AT_ALL * self.total_weight * X.shape[1]) ** 0.5 * usual
-        coef, intercept = self.split(xp.astype(params, dtype, copy=False))
-        along, shift = self.split(xp.astype(step, dtype, copy=False))
-        softmax = backend.kernels(dtype).softmax
-        blocks = list(
-            row_blocks(X.shape[0], 32 * (coef.shape[0] + 1) * bytes_of(xp, dtype), block_bytes(backend.device))
-        )
-        largest: list[Array] = [None] * len(blocks)
+        if self._usual_size is None:
+            median = np.median(np.abs(to_numpy(self._sample()).T), axis=1)
+            self._usual_size = np.where(median > 0.0, median, to_numpy(self.feature_scale()))
+        return self._usual_size
 
-        def look(i: int) -> None:
-            rows = X[blocks[i], :]
-            z, u = rows @ coef.T, rows @ along.T  # (m, K)
-            if intercept is not None:
-                z, u = z + intercept, u + shift
-            if coef.shape[0] == 1:
-                z, u = (xp.concat([xp.zeros_like(x), x], axis=1) for x in (z, u))
-            before, after = softmax(z, 1), softmax(z + u, 1)
-            size = X.shape[1] ** 0.5 * xp.max(xp.abs(rows), axis=1)  # at least ||x_i||
-            held = xp.sqrt(xp.maximum(before * (1.0 - before), after * (1.0 - after)))
-            held = held * (xp.maximum(size, xp.ones_like(size)) if self.fit_intercept else size)[:, None]
-            if self.sample_weight is not None:
-                held = held * xp.sqrt(self.sample_weight[blocks[i]])[:, None]
-            change = xp.abs(u - xp.sum(before * u, axis=1, keepdims=True))
-            change = xp.maximum(change, (rounding * size)[:, None])
-            largest[i] = xp.max(xp.where(held > least, change, xp.zeros_like(change)))
-
-        self.workspace.map(look, range(len(blocks)))
-        return float(xp.max(xp.stack(largest)))
+    def _sample(self) -> Array:
+        """Return a thousand rows evenly spaced, (m, n_features), in the widest floating dtype of the device."""
+        xp = self.backend.xp
+        rows = self.X[:: -(-self.X.shape[0] // 1024), :]
+        return xp.astype(rows, accumulation_dtype(xp, self.backend.device), copy=False)
 
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:
         """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""
@@ -262,5 +227,7 @@ def _mean(
 
     workspace.map(finish, row_blocks(n_coef, 32 * n_features, block_bytes(device)))
     if intercept is not None:
-        mean[size:] = xp.astype(intercept, like.dtype, copy=False) / total
+        own = xp.astype(intercept, like.dtype, copy=False) / total
+        # A shift of all logits changes no loss, so that these sum to zero. Rounding would be divided by no curvature.
+        mean[size:] = own - xp.mean(own) if n_coef > 1 else own
     return mean

@@ -444,20 +444,24 @@ def test_newton_step_ends_early_with_most_of_the_decrease(rng, condition, produc
     assert len(asked) == 5
 
 
-@pytest.mark.parametrize(("n", "min_products", "expected"), [(60, 30, 30), (60, 100, 45), (12, 30, 9), (4, 30, 4)])
+@pytest.mark.parametrize(("n", "min_products", "expected"), [(60, 30, 30), (50, 100, 37), (12, 30, 9), (4, 30, 4)])
 def test_newton_step_takes_products_enough_unless_little_is_left(rng, n, min_products, expected):
-    f, grad, asked = Quadratic(NumPyLibrary, rng, "float64", n=n, condition=2), rng.normal(size=n), []
+    hard, easy = (Quadratic(NumPyLibrary, rng, "float64", n=n, condition=c) for c in (15, 2))
+    grad, asked = rng.normal(size=n), []
 
-    def product(direction):
-        asked.append(direction)
-        return f.A @ direction
+    def product(f):
+        return lambda direction: asked.append(direction) or f.A @ direction
 
-    newton_cg.newton_step(product, grad, min_products=min_products)
+    newton_cg.newton_step(product(hard), grad, min_products=min_products)
     assert len(asked) == expected
     asked.clear()
-    newton = newton_cg.newton_step(product, grad, min_products=min_products, negligible=1e-2)
+    newton = newton_cg.newton_step(product(easy), grad, min_products=min_products, negligible=1e-2)
     assert len(asked) <= 5
-    assert newton.gap == pytest.approx(0.5 * grad @ np.linalg.solve(f.A, grad), rel=1e-2)
+    assert newton.gap == pytest.approx(0.5 * grad @ np.linalg.solve(easy.A, grad), rel=1e-2)
+    asked.clear()
+    newton = newton_cg.newton_step(product(easy), grad, accuracy=0.0)
+    assert len(asked) <= min(n + 1, 30)  # the rest is rounding
+    assert newton.gap == pytest.approx(0.5 * grad @ np.linalg.solve(easy.A, grad), rel=1e-12)
 
 
 def test_newton_step_does_not_divide_by_what_rounds_to_zero():

@@ -1,6 +1,6 @@
 """A trial of convergence: random problems of many families, each fit judged by an independent Newton method.
 
-The whole of it, `pytest tests/test_trial.py --trial=whole`, takes two minutes on two cores; otherwise a part runs.
+The whole of it, `pytest tests/test_trial.py --trial=whole`, takes 80 seconds on two cores; otherwise a part runs.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ import trial
 from scipy.optimize import minimize
 
 # Share of the fits to random problems that must converge, so that the trial is not passed by excuses.
-LEAST_CONVERGED = {"auto": 0.94, "newton-cg": 0.94, "lbfgs": 0.85}
-
-# Share of the fits of a whole trial that may be wrong about themselves. The aim is none. Chaotic paths of single fits
-# differ between processors.
-MOST_WRONG = 0.005
+LEAST_CONVERGED = {"auto": 0.95, "newton-cg": 0.95, "lbfgs": 0.9}
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +27,7 @@ def assert_trusted(found, capsys, whole):
         with capsys.disabled():
             print("", trial.table(found), sep="\n")
     wrong = [verdict for verdict in found if verdict.wrong]
-    assert len(wrong) <= (MOST_WRONG * len(found) if whole else 0), "\n".join(
-        ["", *map(str, trial.worst(wrong, 20)), f"{len(wrong)} of {len(found)} fits"]
-    )
+    assert not wrong, "\n".join(["", *map(str, trial.worst(wrong, 20)), f"{len(wrong)} of {len(found)} fits"])
 
 
 def test_fits_to_random_problems_say_of_themselves_what_is_so(whole, capsys):

@@ -9,6 +9,7 @@ objective. The Newton step that has found a gap near enough is the last step of 
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
@@ -20,6 +21,7 @@ from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, 
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
 LEAST_GAP = 1e-12  # share of a value below which rounding lets no gap be known
+STALLED = 100  # steps that have lowered the objective by no more than its rounding error, after which none will
 LAST_STEP = 0.5  # share of tol * |f| that the gap may be before the last step, which is a Newton step
 
 
@@ -111,6 +113,8 @@ def descend(
     n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
     message, converged = "", False
     reached = f"the gap to the optimum is at most tol={tol:g} of the objective"
+    exhausted = "no step lowers the objective further in this precision"
+    values = deque([point.value], maxlen=STALLED + 1)
     stop: object = False
 
     def evaluate_exactly() -> None:
@@ -118,6 +122,7 @@ def descend(
         current = exact
         point = evaluated(xp, value_and_grad, point.x, xp.zeros_like(point.x), 0.0)
         n_evaluations += 1
+        values.clear()
 
     try:
         while not message:
@@ -154,16 +159,22 @@ def descend(
                 left = method.gap_after(new) if gap <= target else math.inf
                 method.stepped(point, new)
                 point, n_iter = new, n_iter + 1
+                values.append(point.value)
+                stalled = len(values) > STALLED and values[0] - point.value <= (current.noise or _no_noise)(point.x)
                 if left <= goal:
                     gap, message, converged = left, reached, True
                     if observe is not None:
                         observe(Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value)))
+                elif stalled and current is exact:
+                    message = exhausted
+                elif stalled:
+                    evaluate_exactly()
             elif gap <= target:
                 message, converged = reached, True
             elif current is not exact:
                 evaluate_exactly()
             else:
-                message = "no step lowers the objective further in this precision"
+                message = exhausted
         if not converged and not stop and math.isfinite(point.value):  # who ended it has seen an estimate
             gap = method.gap(point)
     except KeyboardInterrupt:

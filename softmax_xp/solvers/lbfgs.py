@@ -12,29 +12,18 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace
 from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.solvers.newton_cg import ChangeAlong, Decrement, HessianProduct, newton_step
-
-
-class Check(NamedTuple):
-    """When conjugate gradients that check a gap have seen enough: what `newton_step` takes by these names."""
-
-    accuracy: float
-    min_products: int
-    negligible: float
-
+from softmax_xp.solvers.newton_cg import EXACT, ChangeAlong, Check, Decrement, HessianProduct, newton_step
 
 # Where the curvature is known in advance. With 4 products the gap of one in eight nearly separated problems was more
 # than ten times its estimate, up to 28 times; with these it was at most eight times, of 675 random problems.
 KNOWN = Check(0.4, 12, 1e-2)
-# Where the preconditioner is the inverse Hessian itself, but for rounding.
-EXACT = Check(0.1, 3, 0.0)
 # Where only the pairs tell of it: they have seen little of directions in which features are small, or nearly constant.
 UNKNOWN = Check(0.1, 50, 0.0)
 CHECK_PRODUCTS = 100

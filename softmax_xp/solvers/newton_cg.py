@@ -21,10 +21,9 @@ from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
-SOLVED = 1e-10  # of r' P r at the start: in a singular system less than that is rounding, which P would magnify
+SOLVED = 10.0  # rounding errors of the gradient: a residual of fewer is rounding, which has no curvature to end it
 MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
-CLOSER_PRODUCTS = 20  # at least, for the gap by which the solve ends: with 4 it was up to ten times the estimate
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
 UNSETTLED = (
     0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
@@ -32,7 +31,21 @@ UNSETTLED = (
 TRUSTED_CHANGE = 0.3  # of a logit, up to which the quadratic model is trusted
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
-ChangeAlong: TypeAlias = Callable[[Array, Array], float]
+ChangeAlong: TypeAlias = Callable[[Array, Array], tuple[float, float]]
+
+
+class Check(NamedTuple):
+    """When conjugate gradients that check a gap have seen enough: what `newton_step` takes by these names."""
+
+    accuracy: float
+    min_products: int
+    negligible: float
+
+
+# Of the gap by which Newton's method ends: with 4 products it was up to ten times the estimate.
+CLOSER = Check(ACCURACY, 20, 0.0)
+# Where the preconditioner is the inverse Hessian itself, but for rounding.
+EXACT = Check(ACCURACY, 3, 0.0)
 
 
 class NewtonStep(NamedTuple):
@@ -102,11 +115,13 @@ def newton_step(
     decreases: list[float] = []
     least = min(min_products, max(MIN_PRODUCTS, 3 * grad.shape[0] // 4))
     enough, settled, first_size = False, False, math.inf
+    rounding = SOLVED * float(xp.finfo(grad.dtype).eps)
     for _ in range(max_products):
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
-        solved = decreases and size <= SOLVED * first_size
-        if solved or not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):  # the residual is rounding
+        if decreases and size <= rounding**2 * first_size:
+            return NewtonStep(step, sum(decreases), rounding * sum(decreases))
+        if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):
             settled = True
             break
         length = size / curvature
@@ -146,19 +161,25 @@ class _NewtonCG:
         hessian_product: HessianProduct,
         precondition: Callable[[Array], Preconditioner] | None,
         change_along: ChangeAlong | None,
+        exact_inverse: Callable[[Array], Preconditioner | None] | None,
     ) -> None:
         self.hessian_product = hessian_product
         self.precondition = precondition
         self.change_along = change_along
+        self.exact_inverse = exact_inverse
         self._last: tuple[Point, Decrement] | None = None
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         precondition = None if self.precondition is None else self.precondition(point.x)
         product = self.hessian_product(point.x)
         newton = newton_step(product, point.grad, precondition)
+        exact = None
         if newton.gap <= target:
-            newton = newton_step(product, point.grad, precondition, min_products=CLOSER_PRODUCTS)
-        self._last = point, Decrement(newton, point.x, precondition, self.change_along)
+            exact = None if self.exact_inverse is None else self.exact_inverse(point.x)
+            check = CLOSER if exact is None else EXACT
+            precondition = exact or precondition
+            newton = newton_step(product, point.grad, precondition, **check._asdict())
+        self._last = point, Decrement(newton, point.x, precondition, self.change_along, exact is not None)
         gap = newton.gap if newton.gap > target else self._last[1].gap
         return newton.step, gap, 1.0
 
@@ -194,8 +215,8 @@ class Decrement:
     precondition : callable, optional
         The preconditioner that it was found with.
     change_along : callable, optional
-        Takes parameters and a step to the largest change of a logit along it, in rows that count. Without it the model
-        is taken to be right everywhere.
+        Takes parameters and a step to the largest change of a logit along it, in rows that count, and to the gap that
+        the rounding of logits may hide. Without it the model is taken to be right everywhere.
     exact : bool
         Whether the preconditioner is the inverse Hessian where the step starts.
     """
@@ -213,13 +234,13 @@ class Decrement:
         self.precondition = precondition
         self._params = params
         self._change_along = change_along
-        self._change: float | None = None
+        self._change: tuple[float, float] | None = None
 
     @property
-    def change(self) -> float:
-        """The largest change of a logit along the step, formed when it is first asked for."""
+    def change(self) -> tuple[float, float]:
+        """What `change_along` says of the step, formed when it is first asked for."""
         if self._change is None:
-            self._change = 0.0
+            self._change = 0.0, 0.0
             if self._change_along is not None and math.isfinite(self.newton.gap) and self.newton.decrease > 0.0:
                 self._change = self._change_along(self._params, self.newton.step)
         return self._change
@@ -227,7 +248,8 @@ class Decrement:
     @property
     def gap(self) -> float:
         """The gap where the step starts; infinite where it is unknown."""
-        return self.newton.gap if self.change <= TRUSTED_CHANGE else math.inf
+        change, hidden = self.change
+        return self.newton.gap + hidden if change <= TRUSTED_CHANGE else math.inf
 
     def gap_after(self, point: Point) -> float:
         """Return the gap at the end of the step.
@@ -236,10 +258,11 @@ class Decrement:
         gradients may have missed as much as they have found, in directions that the preconditioner takes for stiff.
         """
         grad, xp = point.grad, namespace(grad=point.grad)
+        change, hidden = self.change
         if not self.exact or self.precondition is None:
-            return 0.5 * self.newton.gap
+            return 0.5 * self.newton.gap + hidden
         left = 0.5 * float(dot(xp, grad, self.precondition(grad[None, :])[0, :]))
-        return max(left, self.newton.remainder) * math.exp(self.change)
+        return max(left, self.newton.remainder) * math.exp(change) + hidden
 
 
 def minimize(
@@ -253,6 +276,7 @@ def minimize(
     rough: Evaluation | None = None,
     precondition: Callable[[Array], Preconditioner] | None = None,
     change_along: ChangeAlong | None = None,
+    exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a convex function from `params`.
@@ -266,12 +290,15 @@ def minimize(
         Takes parameters to an estimate of the inverse Hessian, which takes arrays (m, n) to its product with each row.
     change_along : callable, optional
         As for `Decrement`.
+    exact_inverse : callable, optional
+        Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
+        conjugate gradients do. It finds the gap by which the solve ends.
 
     Returns
     -------
     Solution
     """
-    method = _NewtonCG(hessian_product, precondition, change_along)
+    method = _NewtonCG(hessian_product, precondition, change_along, exact_inverse)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )
