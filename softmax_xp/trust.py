@@ -42,7 +42,8 @@ def change_along(objective: LinearObjective, params: Array, step: Array) -> tupl
     n, n_features = X.shape
     usual = objective.usual_size()
     strength = objective.penalty.strength * objective.total_weight
-    least = (HELD * strength) ** 0.5 or (HELD_AT_ALL * objective.total_weight * n_features) ** 0.5 * np.median(usual)
+    least = (HELD * strength) ** 0.5
+    least = least or (HELD_AT_ALL * objective.total_weight * n_features) ** 0.5 * float(np.median(usual))
     coef, intercept = objective.split(xp.astype(params, dtype, copy=False))
     along, shift = objective.split(xp.astype(step, dtype, copy=False))
     largest_coef = xp.max(xp.abs(coef), axis=0)  # of each feature

@@ -21,7 +21,9 @@ from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
-SOLVED = 10.0  # rounding errors of the gradient: a residual of fewer is rounding, which has no curvature to end it
+SOLVED = (
+    1e-7  # residual, as a share of the first: of a singular system what is left then is rounding, without curvature
+)
 MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
@@ -115,12 +117,11 @@ def newton_step(
     decreases: list[float] = []
     least = min(min_products, max(MIN_PRODUCTS, 3 * grad.shape[0] // 4))
     enough, settled, first_size = False, False, math.inf
-    rounding = SOLVED * float(xp.finfo(grad.dtype).eps)
     for _ in range(max_products):
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
-        if decreases and size <= rounding**2 * first_size:
-            return NewtonStep(step, sum(decreases), rounding * sum(decreases))
+        if decreases and size <= SOLVED**2 * first_size:
+            return NewtonStep(step, sum(decreases), SOLVED * sum(decreases))
         if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):
             settled = True
             break
