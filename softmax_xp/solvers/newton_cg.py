@@ -21,9 +21,7 @@ from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
-SOLVED = (
-    1e-7  # residual, as a share of the first: of a singular system what is left then is rounding, without curvature
-)
+SOLVED = 1e-7  # residual, as a share of the first: of a singular system what is left then is rounding
 MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
