@@ -53,7 +53,7 @@ from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
-from softmax_xp.trust import change_along
+from softmax_xp.trust import hidden_gap
 from softmax_xp.validation import checked_features, checked_weights, encoded_labels, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
@@ -585,7 +585,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
             "observe": observe,
             "hessian_product": objective.hessian_product,
-            "change_along": partial(change_along, objective),
+            "hidden_gap": partial(hidden_gap, objective),
         }
         budget = self._max_memory(objective.X)
         known = self.__dict__.pop("_class_blocks", None)

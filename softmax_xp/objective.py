@@ -133,12 +133,12 @@ class LinearObjective:
         return self._feature_scale
 
     def usual_size(self) -> np.ndarray:
-        """Return the median size of each feature over the same rows, (n_features,), which outliers do not change.
+        """Return the median size of each feature over some of these rows, (n_features,), which outliers do not change.
 
         The root mean square of a feature that is mostly zero.
         """
         if self._usual_size is None:
-            median = np.median(np.abs(to_numpy(self._sample()).T), axis=1)
+            median = np.median(np.abs(to_numpy(self._sample()[::4, :]).T), axis=1)
             self._usual_size = np.where(median > 0.0, median, to_numpy(self.feature_scale()))
         return self._usual_size
 

@@ -62,6 +62,7 @@ SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in o
 MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
+SUMS = 8  # parts of the rows over which the Hessian's diagonal is summed
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread would have been woken
 
@@ -296,10 +297,7 @@ class Curvature:
 
     def _holds_diagonals(self) -> bool:
         """Return whether a few diagonals of the Hessian fit, with the sums that they are made of."""
-        n_coef = self.objective.coef_shape[0]
-        rows = next(row_blocks(self.objective.X.shape[0], 32 * n_coef, block_bytes(self.objective.backend.device)))
-        n_parts = len(self._parts_of_squares(self.objective.X[rows, :]))
-        return bool(8 * (n_parts + 4) * n_coef * self.n_columns <= self.max_bytes)
+        return bool(8 * (SUMS + 4) * self.objective.coef_shape[0] * self.n_columns <= self.max_bytes)
 
     def _diagonal(self, params: Array) -> np.ndarray:
         """Return the diagonal of the Hessian, (K, D + 1), on the host. The last two are kept."""
@@ -311,20 +309,30 @@ class Curvature:
         return diagonal
 
     def _formed_diagonal(self, params: Array) -> np.ndarray:
-        objective = self.objective
-        shape = objective.coef_shape[0], self.n_columns
-        sums, dtype = np.zeros(shape), objective.X.dtype
+        objective, X = self.objective, self.objective.X
+        n, n_features = X.shape
+        device, dtype = objective.backend.device, X.dtype
         if self._unit() is not None:
-            dtype = accumulation_dtype(objective.backend.xp, objective.backend.device)
-        for rows, p in self._probabilities(objective.X, params):
-            weight = p * (1.0 - p)
-            if objective.sample_weight is not None:
-                weight = weight * objective.sample_weight[rows][:, None]
-            sums += self._squares_of(objective.X[rows, :], weight, dtype)
+            dtype = accumulation_dtype(objective.backend.xp, device)
+        parts = list(row_blocks(n, 1, -(-n // SUMS)))  # whatever the number of threads, for the same sums
+        sums = np.zeros((len(parts), objective.coef_shape[0], self.n_columns))
+
+        def add(i: int) -> None:
+            part = X[parts[i], :]
+            weight = None if objective.sample_weight is None else objective.sample_weight[parts[i]]
+            for rows in row_blocks(part.shape[0], 16 * n_features, block_bytes(device)):
+                p = self._probabilities_of(part[rows, :], params)
+                own = p * (1.0 - p)
+                own = own if weight is None else own * weight[rows][:, None]
+                own, B = (objective.backend.xp.astype(x, dtype, copy=False) for x in (own, part[rows, :]))
+                sums[i, :, :n_features] += to_numpy(own.T @ (B * B))
+                sums[i, :, n_features:] += to_numpy(objective.backend.xp.sum(own, axis=0))[:, None]
+
+        objective.workspace.map(add, range(len(parts)))
         penalty, scale = self._scaled(self._squares())
-        sums /= objective.total_weight
-        sums += np.maximum(penalty, self._ridge * SMALLEST * scale**2)
-        return sums
+        diagonal: np.ndarray = sums.sum(axis=0) / objective.total_weight
+        diagonal += np.maximum(penalty, self._ridge * SMALLEST * scale**2)
+        return diagonal
 
     def cost_of_whole(self, likely_pairs: float = math.inf) -> float:
         """Return what the whole Hessian costs, and solving with it, in evaluations of value and gradient.
@@ -386,7 +394,7 @@ class Curvature:
         unit = np.sqrt(np.maximum(diagonal, NOTHING))
         for rows in row_blocks(len(matrix), matrix.itemsize * len(matrix)):
             matrix[rows] /= unit[rows, None] * unit
-        ridge = max(self._ridge, 8.0 * float(np.finfo(dtype).eps))
+        ridge = 8.0 * float(np.finfo(dtype).eps)  # as little as rounding asks for: what it hides is not seen
         factor = cholesky(matrix, ridge)
         per_unit = 1.0 / (unit * np.tile(scale, n_coef))
         trsv = get_blas_funcs("trsv", (factor,))
@@ -575,17 +583,21 @@ class Curvature:
         return [(weights[k, :n], index[k, :n]) for k, n in enumerate(n_drawn)], squares / total
 
     def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield rows of A and their probabilities (m, K), of class 1 alone where there are two."""
-        objective = self.objective
-        xp = objective.backend.xp
+        """Yield rows of A and their probabilities (m, K)."""
+        n_coef, device = self.objective.coef_shape[0], self.objective.backend.device
+        for rows in row_blocks(A.shape[0], 4 * n_coef * 8, block_bytes(device)):
+            yield rows, self._probabilities_of(A[rows, :], params)
+
+    def _probabilities_of(self, A: Array, params: Array) -> Array:
+        """Return the probabilities (m, K) of rows of A, of class 1 alone where there are two."""
+        objective, xp = self.objective, self.objective.backend.xp
         coef, intercept = objective.split(xp.astype(params, A.dtype, copy=False))
+        logits = A @ coef.T
+        logits = logits if intercept is None else logits + intercept
         single = coef.shape[0] == 1
-        for rows in row_blocks(A.shape[0], 4 * coef.shape[0] * 8, block_bytes(objective.backend.device)):
-            logits = A[rows, :] @ coef.T
-            logits = logits if intercept is None else logits + intercept
-            if single:
-                logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
-            yield rows, objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
+        if single:
+            logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
+        return objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
 
     def _sampled_rows(self) -> tuple[Array, np.ndarray]:
         """Return rows evenly spaced, (m, D), and their weights, which sum to one."""
@@ -635,7 +647,7 @@ class Curvature:
         backend, xp = objective.backend, objective.backend.xp
         if weight is None:
             weight = xp.ones((X.shape[0], 1), dtype=X.dtype, device=backend.device)
-        parts = self._parts_of_squares(X)
+        parts = list(row_blocks(X.shape[0], 64 * X.shape[1], block_bytes(backend.device)))
         sums = np.empty((len(parts), weight.shape[1], self.n_columns))
 
         def add(i: int) -> None:
@@ -646,10 +658,6 @@ class Curvature:
         objective.workspace.map(add, range(len(parts)))
         total: np.ndarray = sums.sum(axis=0)
         return total
-
-    def _parts_of_squares(self, X: Array) -> list[slice]:
-        """Return the blocks of rows over which squares are summed at a time."""
-        return list(row_blocks(X.shape[0], 64 * X.shape[1], block_bytes(self.objective.backend.device)))
 
     def _few_rows(self) -> bool:
         """Return whether there are fewer rows than columns, and three copies of them fit."""

@@ -1,7 +1,16 @@
-"""How far the quadratic model of a LinearObjective holds along a step, and what rounding hides from it.
+"""How far the quadratic model of a LinearObjective can be trusted, and what gap it may hide.
 
-A row's loss is self-concordant: a step that changes the differences of its logits by at most r changes its curvature by
-a factor of e^r at most. So the model holds along a step if r is small in every row that counts.
+A row's loss is self-concordant: a step that changes its logits by at most r changes its curvature by a factor of e^r at
+most (Bach, 2010; Sun and Tran-Dinh, 2019). Rows that a Newton step changes by more than TRUSTED_CHANGE are not trusted.
+Convexity bounds them from below by their tangents, that is, without any curvature. With H = T + U, where U is what the
+rows that are not trusted have in the Hessian, s the Newton step and v = U s, the gap is then at most
+
+    g' T^-1 g / 2 = (s' H s + s' v + v' T^-1 v) / 2,
+
+of which the first term is the Newton decrement. The others are what is hidden. An outlier that fixes a coefficient, for
+example, hides what the other rows would gain with another coefficient, and no gradient shows it. At the end of the step
+the gradient is what the untrusted rows' gradient d there differs from their quadratic model's, and d' T^-1 d / 2 is
+hidden.
 
 References
 ----------
@@ -15,22 +24,19 @@ import numpy as np
 from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, bytes_of, dtype_name, row_blocks, to_numpy
 from softmax_xp.objective import LinearObjective
 
-HELD = 0.01  # share of the penalty's curvature from which that of a row counts; a guess
-HELD_AT_ALL = 1e-10  # the same of the curvature of all rows, where there is no penalty; a guess
+TRUSTED_CHANGE = 0.3  # of a logit against the mean logit of its row
+LEAST_CURVATURE = 0.001  # of T in any direction, as a share of that of a usual feature in it, beside the penalty; a guess
+SUMS = 8  # parts of the rows over which v and d are summed
 SMALLEST, SMALLEST_SIZE = 1e-300, 1e-30  # their inverses are finite in float64, and in float32
 
 
-def change_along(objective: LinearObjective, params: Array, step: Array) -> tuple[float, float]:
-    """Return the largest change of a logit along a step from `params`, and the gap that rounding hides there.
+def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[float, float]:
+    """Return what the gap to the minimum may be more than the Newton decrement, at the start of a Newton step and at its
+    end.
 
-    The change is that against the row's mean logit. Rounding errors count as changes: of a logit, and of the residual
-    p - t in a row that alone holds a direction. Only rows and classes count that can hold a direction at one end of
-    the step: those whose curvature along x_i, s_i p_ik (1 - p_ik) ||x_i||^2, is more than the share HELD of the
-    penalty's, or without one the share HELD_AT_ALL of what uncertain rows have in all. The others may change by any
-    amount and make no difference to the Hessian.
-
-    With w_i = s_i max_k p_ik (1 - p_ik), and e_i a bound of the rounding errors of row i's logits, the gap that
-    rounding hides is sum_i w_i e_i^2 / 2 / sum_i s_i at most.
+    Rounding counts. With e_i a bound of the rounding errors of row i's logits, and w_i = s_i max_k p_ik (1 - p_ik), it
+    hides at most sum_i w_i e_i^2 / 2 / sum_i s_i. The residual p - t is rounded too, by which a row that alone holds a
+    direction may be wrong by any amount.
 
     Parameters
     ----------
@@ -39,47 +45,65 @@ def change_along(objective: LinearObjective, params: Array, step: Array) -> tupl
     """
     backend, X = objective.backend, objective.X
     xp, dtype = backend.xp, X.dtype
+    wide = accumulation_dtype(xp, backend.device)
     n, n_features = X.shape
     usual = objective.usual_size()
-    strength = objective.penalty.strength * objective.total_weight
-    least = (HELD * strength) ** 0.5
-    least = least or (HELD_AT_ALL * objective.total_weight * n_features) ** 0.5 * float(np.median(usual))
-    coef, intercept = objective.split(xp.astype(params, dtype, copy=False))
-    along, shift = objective.split(xp.astype(step, dtype, copy=False))
-    largest_coef = xp.max(xp.abs(coef), axis=0)  # of each feature
-    per_usual = backend.asarray(1.0 / np.maximum(usual, SMALLEST_SIZE), dtype_name(dtype))
+    (coef, intercept), (along, shift) = (objective.split(xp.astype(x, dtype, copy=False)) for x in (params, step))
+    both, n_coef = xp.concat([coef, along], axis=0), coef.shape[0]
     eps, softmax = float(xp.finfo(dtype).eps), backend.kernels(dtype).softmax
-    size, ratio, rounding, w, change = (xp.empty(n, dtype=dtype, device=backend.device) for _ in range(5))
-    counted = xp.empty(n, dtype=xp.bool, device=backend.device)
+    # Sums of |x_if|, of these by how large they usually are, and of their products with the largest coefficients: the
+    # first is at least ||x_i||.
+    ones, per_usual = np.ones(n_features), 1.0 / np.maximum(usual, SMALLEST_SIZE)
+    factors = [*(backend.asarray(x, dtype_name(dtype)) for x in (ones, per_usual)), eps * xp.max(xp.abs(coef), axis=0)]
+    of_sizes = xp.stack(factors, axis=1)  # (D, 3)
+    sizes = xp.empty((n, 3), dtype=dtype, device=backend.device)
+    w = xp.empty(n, dtype=dtype, device=backend.device)
     weight = xp.ones_like(w) if objective.sample_weight is None else objective.sample_weight
+    parts = list(row_blocks(n, 1, -(-n // SUMS)))
+    pulls = xp.zeros((len(parts), 2 * n_coef, n_features), dtype=wide, device=backend.device)  # v and d
+    of_intercepts = xp.zeros((len(parts), 2 * n_coef), dtype=wide, device=backend.device)
+    row_bytes = (16 * (n_coef + 1) + 2 * n_features) * bytes_of(xp, dtype)
 
-    def look(part: slice) -> None:
-        rows = X[part, :]
-        z, u = rows @ coef.T, rows @ along.T  # (m, K)
-        if intercept is not None:
-            z, u = z + intercept, u + shift
-        if coef.shape[0] == 1:
-            z, u = (xp.concat([xp.zeros_like(x), x], axis=1) for x in (z, u))
-        before, after = softmax(z, 1), softmax(z + u, 1)
-        sizes = xp.abs(rows)
-        length = n_features**0.5 * xp.max(sizes, axis=1)  # at least ||x_i||
-        length = xp.maximum(length, xp.ones_like(length)) if objective.fit_intercept else length
-        held = xp.maximum(before * (1.0 - before), after * (1.0 - after)) * weight[part][:, None]
-        counts = xp.sqrt(held) * length[:, None] > least
-        moved = xp.where(counts, xp.abs(u - xp.sum(before * u, axis=1, keepdims=True)), xp.zeros_like(u))
-        change[part], counted[part] = xp.max(moved, axis=1), xp.any(counts, axis=1)
-        w[part], size[part] = xp.max(held, axis=1), length
-        ratio[part] = n_features**0.5 * xp.max(sizes * per_usual, axis=1)
-        rounding[part] = eps * (sizes @ largest_coef)
+    def add(i: int) -> None:
+        for block in row_blocks(parts[i].stop - parts[i].start, row_bytes, block_bytes(backend.device)):
+            part = slice(parts[i].start + block.start, parts[i].start + block.stop)
+            rows = X[part, :]
+            products = both @ rows.T
+            z, u = products[:n_coef, :], products[n_coef:, :]  # (K, m)
+            if intercept is not None:
+                z, u = z + intercept[:, None], u + shift[:, None]
+            if n_coef == 1:
+                z, u = (xp.concat([xp.zeros_like(x), x], axis=0) for x in (z, u))
+            p = softmax(z, 0)
+            moved = u - xp.sum(p * u, axis=0)
+            sizes[part, :] = xp.abs(rows) @ of_sizes
+            w[part] = xp.max(p * (1.0 - p), axis=0) * weight[part]
+            change = xp.max(xp.abs(moved), axis=0) + sizes[part, 2]
+            untrusted = xp.where(change > TRUSTED_CHANGE, weight[part], xp.zeros_like(change))
+            if bool(xp.any(untrusted > 0.0)):
+                model = (p * moved)[-n_coef:, :]
+                pull = xp.concat([model, (softmax(z + u, 0) - p)[-n_coef:, :] - model], axis=0) * untrusted
+                pulls[i, :, :] += xp.astype(pull @ rows, wide, copy=False)
+                of_intercepts[i, :] += xp.astype(xp.sum(pull, axis=1), wide, copy=False)
 
-    row_bytes = 32 * (coef.shape[0] + 1) * bytes_of(xp, dtype)
-    objective.workspace.map(look, row_blocks(n, row_bytes, block_bytes(backend.device)))
-    wide = accumulation_dtype(xp, backend.device)
-    size, ratio, rounding, w, change, weight = (xp.astype(x, wide) for x in (size, ratio, rounding, w, change, weight))
-    # What the other rows and the penalty have in the Hessian along x_i, at least, for each ||x_i||^4.
-    others = xp.sum(w) / (ratio**2 + SMALLEST) + strength / (size**2 + SMALLEST)
-    # The residual p - t is wrong by eps, or by itself, which moves the logits of a row that alone holds a direction.
-    moved = rounding + xp.minimum(eps * weight, w) / (w + others + SMALLEST)
-    change = xp.where(counted, xp.maximum(change, moved), change)
-    largest, squares = to_numpy(xp.stack([xp.max(change), xp.sum(w * rounding**2)])).tolist()
-    return largest, 0.5 * squares / objective.total_weight
+    objective.workspace.map(add, range(len(parts)))
+    sizes, w, weight = (xp.astype(x, wide) for x in (sizes, w, weight))
+    uncertain, penalty = float(xp.sum(w)), objective.penalty.strength * objective.total_weight
+    v, d = (xp.sum(pulls, axis=0)[part, :] for part in (slice(0, n_coef), slice(n_coef, None)))
+    curvature = backend.asarray(penalty + LEAST_CURVATURE * uncertain * usual**2 + SMALLEST, dtype_name(wide))
+    s, s_intercept = objective.split(xp.astype(step, wide, copy=False))
+    start = 0.5 * xp.sum(v * s) + 0.5 * xp.sum(v * v / curvature)
+    end = 0.5 * xp.sum(d * d / curvature)
+    if s_intercept is not None:
+        v, d = (xp.sum(of_intercepts, axis=0)[part] for part in (slice(0, n_coef), slice(n_coef, None)))
+        of_intercept = LEAST_CURVATURE * uncertain + SMALLEST
+        start = start + 0.5 * xp.sum(v * s_intercept) + 0.5 * xp.sum(v * v) / of_intercept
+        end = end + 0.5 * xp.sum(d * d) / of_intercept
+    by_rounding = 0.5 * xp.sum(w * sizes[:, 2] ** 2)
+    # What T has along x_i, for each ||x_i||^4, and the error of the residual: eps, or all of it.
+    own = LEAST_CURVATURE * uncertain / (sizes[:, 1] ** 2 + SMALLEST) + penalty / (sizes[:, 0] ** 2 + SMALLEST)
+    error = xp.minimum(eps * weight, w)
+    alone = error > TRUSTED_CHANGE * (w + own)
+    by_rounding = by_rounding + 0.5 * xp.sum(xp.where(alone, error**2 / (own + SMALLEST), xp.zeros_like(w)))
+    start, end = (to_numpy(xp.stack([start, end]) + by_rounding) / objective.total_weight).tolist()
+    return start, end

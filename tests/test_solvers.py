@@ -202,7 +202,7 @@ def test_lbfgs_remembers_no_absurd_ratio_of_gaps(rng, monkeypatch):
     f = softmax_problem(NumPyLibrary, rng, "float64")
     huge = newton_cg.NewtonStep(np.ones(15), 1e30, 0.0)
     monkeypatch.setattr(lbfgs, "newton_step", lambda product, grad, *rest, **check: huge)
-    method = lbfgs._LBFGS(5, None, f.hessian_product, change_along=None, exact_inverse=None, renewed=None, due=None)
+    method = lbfgs._LBFGS(5, None, f.hessian_product, hidden_gap=None, exact_inverse=None, renewed=None, due=None)
     point = line_search.evaluated(np, f.value_and_grad, np.zeros(15), np.zeros(15), 0.0)
     assert method.direction(point, math.inf)[1] == 1e30
     assert method.understated == lbfgs.MOST_UNDERSTATED

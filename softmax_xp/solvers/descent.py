@@ -22,7 +22,7 @@ from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
 LEAST_GAP = 1e-12  # share of a value below which rounding lets no gap be known
 STALLED = 100  # steps that have lowered the objective by no more than its rounding error, after which none will
-LAST_STEP = 0.5  # share of tol * |f| that the gap may be before the last step, which is a Newton step
+LAST_STEP = 0.2  # share of tol * |f| that the gap may be before the last step, which is a Newton step
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class Method(Protocol):
     def gap(self, point: Point) -> float:
         """Return the best estimate of the gap at a point where the solve has to end; infinity where it is unknown."""
 
-    def gap_after(self, point: Point) -> float:
-        """Return the estimate of the gap at `point`, the end of the Newton step that `direction` returned last."""
+    def gap_after(self, before: Point, after: Point) -> float:
+        """Return the gap at `after`, the end of a Newton step from `before`; infinity if the step was another one."""
 
 
 def descend(
@@ -156,7 +156,7 @@ def descend(
                     break
                 direction, gap, first = method.direction(point, target)
             if new is not None:
-                left = method.gap_after(new) if gap <= target else math.inf
+                left = method.gap_after(point, new) if current is exact else math.inf
                 method.stepped(point, new)
                 point, n_iter = new, n_iter + 1
                 values.append(point.value)

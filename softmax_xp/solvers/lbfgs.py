@@ -19,7 +19,7 @@ from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.solvers.newton_cg import EXACT, ChangeAlong, Check, Decrement, HessianProduct, newton_step
+from softmax_xp.solvers.newton_cg import EXACT, HiddenGap, Check, Decrement, HessianProduct, newton_step
 
 # Where the curvature is known in advance. With 4 products the gap of one in eight nearly separated problems was more
 # than ten times its estimate, up to 28 times; with these it was at most eight times, of 675 random problems.
@@ -119,7 +119,7 @@ class _LBFGS:
         memory: int,
         precondition: Preconditioner | None,
         hessian_product: HessianProduct | None,
-        change_along: ChangeAlong | None,
+        hidden_gap: HiddenGap | None,
         exact_inverse: Callable[[Array], Preconditioner | None] | None,
         renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None,
         due: Due | None,
@@ -129,7 +129,7 @@ class _LBFGS:
         self.correlations = correlations
         self.hessian_product = hessian_product
         self.ends_by_newton_step = hessian_product is not None
-        self.change_along = change_along
+        self.hidden_gap = hidden_gap
         self.exact_inverse = exact_inverse
         self.renewed = renewed
         self.due = due
@@ -183,12 +183,16 @@ class _LBFGS:
         return had
 
     def gap(self, point: Point) -> float:
-        if self.hessian_product is None or (self._checked is not None and point is self._checked[0]):
+        if self._checked is not None and point is self._checked[0]:
+            return self._checked[1].known_gap
+        if self.hessian_product is None:
             return self._gap
-        return self._check(self.hessian_product, point, LAST_PRODUCTS).gap
+        return self._check(self.hessian_product, point, LAST_PRODUCTS).known_gap
 
-    def gap_after(self, point: Point) -> float:
-        return math.inf if self._checked is None else self._checked[1].gap_after(point)
+    def gap_after(self, before: Point, after: Point) -> float:
+        if self._checked is None or self._checked[0] is not before:
+            return math.inf
+        return self._checked[1].gap_after(after)
 
     def _check(self, hessian_product: HessianProduct, point: Point, max_products: int) -> Decrement:
         """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply."""
@@ -203,7 +207,7 @@ class _LBFGS:
             check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
         product = hessian_product(point.x)
         newton = newton_step(product, point.grad, precondition, max_products=max_products, **check._asdict())
-        return Decrement(newton, point.x, precondition, self.change_along, exact)
+        return Decrement(newton, point.x, precondition, self.hidden_gap, exact)
 
     def _product(self, rows: Array) -> Array:
         """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
@@ -224,7 +228,7 @@ def minimize(
     rough: Evaluation | None = None,
     precondition: Preconditioner | None = None,
     hessian_product: HessianProduct | None = None,
-    change_along: ChangeAlong | None = None,
+    hidden_gap: HiddenGap | None = None,
     exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
     renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None = None,
     due: Due | None = None,
@@ -244,7 +248,7 @@ def minimize(
     hessian_product : callable, optional
         Takes parameters to the function that takes a direction to the Hessian there times it. With it, the estimate
         of the gap that ends the solve is that of a Newton step; without, that of the recursion.
-    change_along : callable, optional
+    hidden_gap : callable, optional
         As for `newton_cg.Decrement`.
     exact_inverse : callable, optional
         Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
@@ -262,7 +266,7 @@ def minimize(
     -------
     Solution
     """
-    method = _LBFGS(memory, precondition, hessian_product, change_along, exact_inverse, renewed, due, correlations)
+    method = _LBFGS(memory, precondition, hessian_product, hidden_gap, exact_inverse, renewed, due, correlations)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )

@@ -4,8 +4,6 @@ References
 ----------
 Nocedal and Wright, Numerical Optimization, 2nd ed., 2006, doi:10.1007/978-0-387-40065-5: algorithms 5.3 and 7.1.
 Strakos and Tichy, 2002, ETNA 13, 56-80: the error in the norm of the matrix, from the decrease of some iterations.
-Bach, 2010, doi:10.1214/09-EJS521, and Sun and Tran-Dinh, 2019, doi:10.1007/s10107-018-1282-4: how far a quadratic
-model of the logistic loss holds.
 """
 
 from __future__ import annotations
@@ -28,10 +26,11 @@ ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may m
 UNSETTLED = (
     0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
 )
-TRUSTED_CHANGE = 0.3  # of a logit, up to which the quadratic model is trusted
+KNOWN_TO = 10.0  # factor
+CURVATURE_CHANGE = 1.35  # factor by which a step that is trusted changes the curvature at most
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
-ChangeAlong: TypeAlias = Callable[[Array, Array], tuple[float, float]]
+HiddenGap: TypeAlias = Callable[[Array, Array], tuple[float, float]]
 
 
 class Check(NamedTuple):
@@ -159,28 +158,28 @@ class _NewtonCG:
         self,
         hessian_product: HessianProduct,
         precondition: Callable[[Array], Preconditioner] | None,
-        change_along: ChangeAlong | None,
+        hidden_gap: HiddenGap | None,
         exact_inverse: Callable[[Array], Preconditioner | None] | None,
     ) -> None:
         self.hessian_product = hessian_product
         self.precondition = precondition
-        self.change_along = change_along
+        self.hidden_gap = hidden_gap
         self.exact_inverse = exact_inverse
         self._last: tuple[Point, Decrement] | None = None
+        self._closing = False  # whether the last step may be the last one of the solve
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         precondition = None if self.precondition is None else self.precondition(point.x)
         product = self.hessian_product(point.x)
         newton = newton_step(product, point.grad, precondition)
-        exact = None
-        if newton.gap <= target:
+        exact, self._closing = None, newton.gap <= target
+        if self._closing:
             exact = None if self.exact_inverse is None else self.exact_inverse(point.x)
             check = CLOSER if exact is None else EXACT
             precondition = exact or precondition
             newton = newton_step(product, point.grad, precondition, **check._asdict())
-        self._last = point, Decrement(newton, point.x, precondition, self.change_along, exact is not None)
-        gap = newton.gap if newton.gap > target else self._last[1].gap
-        return newton.step, gap, 1.0
+        self._last = point, Decrement(newton, point.x, precondition, self.hidden_gap, exact is not None)
+        return newton.step, self._last[1].gap if self._closing else newton.gap, 1.0
 
     def stepped(self, before: Point, after: Point) -> None:
         pass
@@ -191,20 +190,14 @@ class _NewtonCG:
     def gap(self, point: Point) -> float:
         if self._last is None or self._last[0] is not point:
             return math.inf
-        return self._last[1].gap
+        return self._last[1].known_gap
 
-    def gap_after(self, point: Point) -> float:
-        return math.inf if self._last is None else self._last[1].gap_after(point)
+    def gap_after(self, before: Point, after: Point) -> float:
+        return self._last[1].gap_after(after) if self._last is not None and self._closing else math.inf
 
 
 class Decrement:
-    """The gap to the optimum by a Newton step, where the quadratic model can be trusted along it.
-
-    A row's loss is self-concordant: a step that changes the differences of its logits by at most r changes its
-    curvature by a factor of e^r at most (Bach, 2010; Sun and Tran-Dinh, 2019). With r small for all rows that count the
-    model holds along the step, and g' H^-1 g / 2 is the gap. Elsewhere the gap is unknown. An outlier that fixes a
-    coefficient, for example, holds it less with each step, and no gradient shows what the coefficient will gain once it
-    is free.
+    """The gap to the optimum by a Newton step: the Newton decrement, and what the quadratic model may hide.
 
     Parameters
     ----------
@@ -213,9 +206,9 @@ class Decrement:
         Where it starts.
     precondition : callable, optional
         The preconditioner that it was found with.
-    change_along : callable, optional
-        Takes parameters and a step to the largest change of a logit along it, in rows that count, and to the gap that
-        the rounding of logits may hide. Without it the model is taken to be right everywhere.
+    hidden_gap : callable, optional
+        Takes parameters and a Newton step to what the gap may be more than the decrement, at its start and at its end.
+        Without it the model is taken to be right everywhere.
     exact : bool
         Whether the preconditioner is the inverse Hessian where the step starts.
     """
@@ -225,43 +218,48 @@ class Decrement:
         newton: NewtonStep,
         params: Array,
         precondition: Preconditioner | None,
-        change_along: ChangeAlong | None,
+        hidden_gap: HiddenGap | None,
         exact: bool = False,
     ) -> None:
         self.newton = newton
         self.exact = exact
         self.precondition = precondition
         self._params = params
-        self._change_along = change_along
-        self._change: tuple[float, float] | None = None
+        self._hidden_gap = hidden_gap
+        self._hidden: tuple[float, float] | None = None
 
     @property
-    def change(self) -> tuple[float, float]:
-        """What `change_along` says of the step, formed when it is first asked for."""
-        if self._change is None:
-            self._change = 0.0, 0.0
-            if self._change_along is not None and math.isfinite(self.newton.gap) and self.newton.decrease > 0.0:
-                self._change = self._change_along(self._params, self.newton.step)
-        return self._change
+    def hidden(self) -> tuple[float, float]:
+        """What the gap may be more than the decrement, at both ends, formed when it is first asked for."""
+        if self._hidden is None:
+            self._hidden = 0.0, 0.0
+            if self._hidden_gap is not None and math.isfinite(self.newton.gap) and self.newton.decrease > 0.0:
+                self._hidden = self._hidden_gap(self._params, self.newton.step)
+        return self._hidden
 
     @property
     def gap(self) -> float:
-        """The gap where the step starts; infinite where it is unknown."""
-        change, hidden = self.change
-        return self.newton.gap + hidden if change <= TRUSTED_CHANGE else math.inf
+        """What the gap is at most where the step starts."""
+        return self.newton.gap + self.hidden[0]
+
+    @property
+    def known_gap(self) -> float:
+        """The same; infinite where it may be more than KNOWN_TO times the decrement, and so is unknown."""
+        return self.gap if self.gap <= KNOWN_TO * self.newton.gap else math.inf
 
     def gap_after(self, point: Point) -> float:
-        """Return the gap at the end of the step.
+        """Return the gap at the end of the step, and infinity where `point` is not that.
 
         Where the preconditioner is the inverse Hessian itself, the gradient there tells it. Otherwise conjugate
         gradients may have missed as much as they have found, in directions that the preconditioner takes for stiff.
         """
         grad, xp = point.grad, namespace(grad=point.grad)
-        change, hidden = self.change
+        if point.step != 1.0:
+            return math.inf
         if not self.exact or self.precondition is None:
-            return 0.5 * self.newton.gap + hidden
+            return 0.5 * self.newton.gap + self.hidden[1]
         left = 0.5 * float(dot(xp, grad, self.precondition(grad[None, :])[0, :]))
-        return max(left, self.newton.remainder) * math.exp(change) + hidden
+        return max(left, self.newton.remainder) * CURVATURE_CHANGE + self.hidden[1]
 
 
 def minimize(
@@ -274,7 +272,7 @@ def minimize(
     noise: Callable[[Array], float] | None = None,
     rough: Evaluation | None = None,
     precondition: Callable[[Array], Preconditioner] | None = None,
-    change_along: ChangeAlong | None = None,
+    hidden_gap: HiddenGap | None = None,
     exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
@@ -287,7 +285,7 @@ def minimize(
         Takes parameters to the function that takes a direction to the Hessian there times it.
     precondition : callable, optional
         Takes parameters to an estimate of the inverse Hessian, which takes arrays (m, n) to its product with each row.
-    change_along : callable, optional
+    hidden_gap : callable, optional
         As for `Decrement`.
     exact_inverse : callable, optional
         Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
@@ -297,7 +295,7 @@ def minimize(
     -------
     Solution
     """
-    method = _NewtonCG(hessian_product, precondition, change_along, exact_inverse)
+    method = _NewtonCG(hessian_product, precondition, hidden_gap, exact_inverse)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )
