@@ -147,11 +147,13 @@ def _rank(gram: np.ndarray) -> int:
 def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndarray | None:
     """Return an orthonormal basis (D, r) of the span of the rows, or None where r is not much smaller than D.
 
-    A column counts as dependent when the others leave so little of it that no coefficient of use could rest on it.
+    Without a penalty, where r is smaller at all: the Hessian is singular without a basis. A column counts as dependent
+    when the others leave so little of it that no coefficient of use could rest on it.
     """
     n, n_features = X.shape
-    if n < n_features or strength == 0.0:
+    if n < n_features:
         return None
+    most = int(FEW_DIMENSIONS * n_features) if strength > 0.0 else n_features - 1
     rows = X[:: max(1, n // (2 * n_features)), :].astype(np.float64)
     rows = rows if centre is None else rows - centre
     scale = np.abs(rows).max(axis=0)
@@ -160,17 +162,17 @@ def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndar
     size = np.sqrt((rows**2).sum(axis=0))
     size[size == 0.0] = 1.0
     rows, scale = rows / size, scale * size / math.sqrt(len(rows))  # now the root mean square of each column
-    few = rows[: int(FEW_DIMENSIONS * n_features) + 1]
+    few = rows[: most + 1]
     if _rank(few @ few.T) == len(few):  # at a third of the cost
         return None
-    if _rank(rows.T @ rows) > FEW_DIMENSIONS * n_features:
+    if _rank(rows.T @ rows) > most:
         return None
     # The squares in the Gram matrix have lost half of the digits, so that the columns decide. The penalty leaves a
     # direction dropped by this tolerance less than NEGLIGIBLE_GAIN of the loss to gain.
     tol = max(ROUNDING, min(INDEPENDENT**0.5, (NEGLIGIBLE_GAIN * strength) ** 0.5 / float(scale.max())))
     triangle, pivots = qr(rows, mode="r", pivoting=True)
     rank = int((np.abs(np.diagonal(triangle)) > tol).sum())
-    if not 0 < rank <= FEW_DIMENSIONS * n_features:
+    if not 0 < rank <= most:
         return None
     span = np.empty((rank, n_features))
     span[:, pivots] = triangle[:rank]

@@ -135,11 +135,17 @@ class LinearObjective:
     def usual_size(self) -> np.ndarray:
         """Return the median size of each feature over some of these rows, (n_features,), which outliers do not change.
 
-        The root mean square of a feature that is mostly zero.
+        The root mean square of a feature that is mostly zero, over all rows if it is zero in all of these.
         """
         if self._usual_size is None:
+            xp, usual = self.backend.xp, to_numpy(self.feature_scale()).copy()
             median = np.median(np.abs(to_numpy(self._sample()[::4, :]).T), axis=1)
-            self._usual_size = np.where(median > 0.0, median, to_numpy(self.feature_scale()))
+            usual[median > 0.0] = median[median > 0.0]
+            wide = accumulation_dtype(xp, self.backend.device)
+            for rare in np.flatnonzero(usual == 0.0).tolist():
+                column = xp.astype(self.X[:, rare], wide)
+                usual[rare] = float(xp.sqrt(xp.mean(column * column)))
+            self._usual_size = usual
         return self._usual_size
 
     def _sample(self) -> Array:

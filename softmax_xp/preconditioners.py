@@ -58,6 +58,7 @@ ROWS_PER_FEATURE = 8
 RARE = 0.1  # of a sum of squares over all rows: where a sample has less, it has missed the feature
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other;
 #                more for float32, whose gradients are not quite zero where there is no curvature
+RIDGE_OF_WHOLE = 2e-12  # of the whole Hessian: it does not see directions with less curvature than that
 SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
 MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
@@ -394,7 +395,7 @@ class Curvature:
         unit = np.sqrt(np.maximum(diagonal, NOTHING))
         for rows in row_blocks(len(matrix), matrix.itemsize * len(matrix)):
             matrix[rows] /= unit[rows, None] * unit
-        ridge = 8.0 * float(np.finfo(dtype).eps)  # as little as rounding asks for: what it hides is not seen
+        ridge = max(RIDGE_OF_WHOLE, 8.0 * float(np.finfo(dtype).eps))
         factor = cholesky(matrix, ridge)
         per_unit = 1.0 / (unit * np.tile(scale, n_coef))
         trsv = get_blas_funcs("trsv", (factor,))

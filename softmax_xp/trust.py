@@ -25,7 +25,9 @@ from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, bytes_of,
 from softmax_xp.objective import LinearObjective
 
 TRUSTED_CHANGE = 0.3  # of a logit against the mean logit of its row
-LEAST_CURVATURE = 0.001  # of T in any direction, as a share of that of a usual feature in it, beside the penalty; a guess
+LEAST_CURVATURE = (
+    0.001  # of T in any direction, as a share of that of a usual feature in it, beside the penalty; a guess
+)
 SUMS = 8  # parts of the rows over which v and d are summed
 SMALLEST, SMALLEST_SIZE = 1e-300, 1e-30  # their inverses are finite in float64, and in float32
 
@@ -103,7 +105,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     # What T has along x_i, for each ||x_i||^4, and the error of the residual: eps, or all of it.
     own = LEAST_CURVATURE * uncertain / (sizes[:, 1] ** 2 + SMALLEST) + penalty / (sizes[:, 0] ** 2 + SMALLEST)
     error = xp.minimum(eps * weight, w)
-    alone = error > TRUSTED_CHANGE * (w + own)
+    alone = w > own
     by_rounding = by_rounding + 0.5 * xp.sum(xp.where(alone, error**2 / (own + SMALLEST), xp.zeros_like(w)))
     start, end = (to_numpy(xp.stack([start, end]) + by_rounding) / objective.total_weight).tolist()
     return start, end
