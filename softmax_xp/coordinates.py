@@ -29,7 +29,7 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 
-SAMPLE = 1024  # rows, evenly spaced, that the features' medians are taken from
+SAMPLE = 512  # rows, evenly spaced, that the features' medians are taken from
 FAR = 100.0  # ratio of a feature's size to what it varies by, from which it is far from zero
 FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of their span pays
 INDEPENDENT = (
@@ -122,7 +122,8 @@ def far_from_zero(sample: np.ndarray) -> np.ndarray:
     """
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = sample / np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
-        low, median, high = np.quantile(scaled, [0.25, 0.5, 0.75], axis=0)
+        scaled.sort(axis=0)  # sooner than np.quantile
+        low, median, high = (scaled[(len(scaled) - 1) * quarter // 4] for quarter in (1, 2, 3))
         varies = np.where(high > low, high - low, scaled.std(axis=0))
         far: np.ndarray = (varies > 0.0) & (np.abs(median) > FAR * varies)
     return far

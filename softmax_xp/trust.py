@@ -33,8 +33,7 @@ SMALLEST, SMALLEST_SIZE = 1e-300, 1e-30  # their inverses are finite in float64,
 
 
 def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[float, float]:
-    """Return what the gap to the minimum may be more than the Newton decrement, at the start of a Newton step and at its
-    end.
+    """Return what the gap may be more than the Newton decrement, at the start of a Newton step and at its end.
 
     Rounding counts. With e_i a bound of the rounding errors of row i's logits, and w_i = s_i max_k p_ik (1 - p_ik), it
     hides at most sum_i w_i e_i^2 / 2 / sum_i s_i. The residual p - t is rounded too, by which a row that alone holds a
@@ -60,7 +59,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     of_sizes = xp.stack(factors, axis=1)  # (D, 3)
     sizes = xp.empty((n, 3), dtype=dtype, device=backend.device)
     w = xp.empty(n, dtype=dtype, device=backend.device)
-    weight = xp.ones_like(w) if objective.sample_weight is None else objective.sample_weight
+    weight: Array = xp.ones_like(w) if objective.sample_weight is None else objective.sample_weight
     parts = list(row_blocks(n, 1, -(-n // SUMS)))
     pulls = xp.zeros((len(parts), 2 * n_coef, n_features), dtype=wide, device=backend.device)  # v and d
     of_intercepts = xp.zeros((len(parts), 2 * n_coef), dtype=wide, device=backend.device)

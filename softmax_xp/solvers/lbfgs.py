@@ -19,7 +19,7 @@ from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.solvers.newton_cg import EXACT, HiddenGap, Check, Decrement, HessianProduct, newton_step
+from softmax_xp.solvers.newton_cg import EXACT, Check, Decrement, HessianProduct, HiddenGap, newton_step
 
 # Where the curvature is known in advance. With 4 products the gap of one in eight nearly separated problems was more
 # than ten times its estimate, up to 28 times; with these it was at most eight times, of 675 random problems.

@@ -27,6 +27,7 @@ UNSETTLED = (
     0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
 )
 KNOWN_TO = 10.0  # factor
+MISSED = 0.1  # share of the decrement that conjugate gradients may have missed without knowing it
 CURVATURE_CHANGE = 1.35  # factor by which a step that is trusted changes the curvature at most
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
@@ -251,13 +252,13 @@ class Decrement:
         """Return the gap at the end of the step, and infinity where `point` is not that.
 
         Where the preconditioner is the inverse Hessian itself, the gradient there tells it. Otherwise conjugate
-        gradients may have missed as much as they have found, in directions that the preconditioner takes for stiff.
+        gradients may have missed more than they know of, in directions that the preconditioner takes for stiff.
         """
         grad, xp = point.grad, namespace(grad=point.grad)
         if point.step != 1.0:
             return math.inf
         if not self.exact or self.precondition is None:
-            return 0.5 * self.newton.gap + self.hidden[1]
+            return max(MISSED * self.newton.gap, self.newton.remainder) + self.hidden[1]
         left = 0.5 * float(dot(xp, grad, self.precondition(grad[None, :])[0, :]))
         return max(left, self.newton.remainder) * CURVATURE_CHANGE + self.hidden[1]
 
