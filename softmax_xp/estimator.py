@@ -262,8 +262,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             # Of features far from zero, float32 holds neither the intercept nor, without one, the logits.
             stored = dtype_name(accumulation_dtype(home.xp, home.device)) if where.far else dtype
             dtype = dtype if self.fit_intercept else stored
-            X = where.applied(X, dtype)
-            check_finite(home.xp, X, "X")  # finite in float64 is not finite in float32
+            given, X = X, where.applied(X, dtype)
+            if X is not given:
+                check_finite(home.xp, X, "X")  # finite in float64 is not finite in float32
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
