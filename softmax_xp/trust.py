@@ -71,7 +71,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
             rows = X[part, :]
             products = both @ rows.T
             z, u = products[:n_coef, :], products[n_coef:, :]  # (K, m)
-            if intercept is not None:
+            if intercept is not None and shift is not None:
                 z, u = z + intercept[:, None], u + shift[:, None]
             if n_coef == 1:
                 z, u = (xp.concat([xp.zeros_like(x), x], axis=0) for x in (z, u))

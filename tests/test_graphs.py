@@ -161,7 +161,7 @@ OPTIMIZERS = [
 
 
 @on_numpy_and_cupy
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=repr)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__)
 @pytest.mark.parametrize("sizes", [[5, 3], [5, 4, 3]])
 def test_trainer_takes_the_same_steps(xp, rng, recordings, monkeypatch, optimizer, sizes):
     X, y = xp.asarray(rng.normal(size=(50, 5))), xp.asarray(rng.integers(0, 3, size=50))
