@@ -321,7 +321,7 @@ class Curvature:
         def add(i: int) -> None:
             part = X[parts[i], :]
             weight = None if objective.sample_weight is None else objective.sample_weight[parts[i]]
-            for rows in row_blocks(part.shape[0], 16 * n_features, block_bytes(device)):
+            for rows in row_blocks(part.shape[0], 16 * n_features + 64 * len(sums[i]), block_bytes(device)):
                 p = self._probabilities_of(part[rows, :], params)
                 own = p * (1.0 - p)
                 own = own if weight is None else own * weight[rows][:, None]

@@ -59,11 +59,13 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     of_sizes = xp.stack(factors, axis=1)  # (D, 3)
     sizes = xp.empty((n, 3), dtype=dtype, device=backend.device)
     w = xp.empty(n, dtype=dtype, device=backend.device)
-    weight: Array = xp.ones_like(w) if objective.sample_weight is None else objective.sample_weight
     parts = list(row_blocks(n, 1, -(-n // SUMS)))
     pulls = xp.zeros((len(parts), 2 * n_coef, n_features), dtype=wide, device=backend.device)  # v and d
     of_intercepts = xp.zeros((len(parts), 2 * n_coef), dtype=wide, device=backend.device)
-    row_bytes = (16 * (n_coef + 1) + 2 * n_features) * bytes_of(xp, dtype)
+    row_bytes = (32 * (n_coef + 1) + 4 * n_features) * bytes_of(xp, dtype)
+
+    def weights(part: slice) -> Array:
+        return xp.ones_like(w[part]) if objective.sample_weight is None else objective.sample_weight[part]
 
     def add(i: int) -> None:
         for block in row_blocks(parts[i].stop - parts[i].start, row_bytes, block_bytes(backend.device)):
@@ -78,9 +80,10 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
             p = softmax(z, 0)
             moved = u - xp.sum(p * u, axis=0)
             sizes[part, :] = xp.abs(rows) @ of_sizes
-            w[part] = xp.max(p * (1.0 - p), axis=0) * weight[part]
+            weight = weights(part)
+            w[part] = xp.max(p * (1.0 - p), axis=0) * weight
             change = xp.max(xp.abs(moved), axis=0) + sizes[part, 2]
-            untrusted = xp.where(change > TRUSTED_CHANGE, weight[part], xp.zeros_like(change))
+            untrusted = xp.where(change > TRUSTED_CHANGE, weight, xp.zeros_like(change))
             if bool(xp.any(untrusted > 0.0)):
                 model = (p * moved)[-n_coef:, :]
                 pull = xp.concat([model, (softmax(z + u, 0) - p)[-n_coef:, :] - model], axis=0) * untrusted
@@ -88,8 +91,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
                 of_intercepts[i, :] += xp.astype(xp.sum(pull, axis=1), wide, copy=False)
 
     objective.workspace.map(add, range(len(parts)))
-    sizes, w, weight = (xp.astype(x, wide) for x in (sizes, w, weight))
-    uncertain, penalty = float(xp.sum(w)), objective.penalty.strength * objective.total_weight
+    uncertain, penalty = float(xp.sum(w, dtype=wide)), objective.penalty.strength * objective.total_weight
     v, d = (xp.sum(pulls, axis=0)[part, :] for part in (slice(0, n_coef), slice(n_coef, None)))
     curvature = backend.asarray(penalty + LEAST_CURVATURE * uncertain * usual**2 + SMALLEST, dtype_name(wide))
     s, s_intercept = objective.split(xp.astype(step, wide, copy=False))
@@ -100,11 +102,15 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
         of_intercept = LEAST_CURVATURE * uncertain + SMALLEST
         start = start + 0.5 * xp.sum(v * s_intercept) + 0.5 * xp.sum(v * v) / of_intercept
         end = end + 0.5 * xp.sum(d * d) / of_intercept
-    by_rounding = 0.5 * xp.sum(w * sizes[:, 2] ** 2)
-    # What T has along x_i, for each ||x_i||^4, and the error of the residual: eps, or all of it.
-    own = LEAST_CURVATURE * uncertain / (sizes[:, 1] ** 2 + SMALLEST) + penalty / (sizes[:, 0] ** 2 + SMALLEST)
-    error = xp.minimum(eps * weight, w)
-    alone = w > own
-    by_rounding = by_rounding + 0.5 * xp.sum(xp.where(alone, error**2 / (own + SMALLEST), xp.zeros_like(w)))
+    by_rounding = xp.zeros_like(start)
+    for part in row_blocks(n, 256, block_bytes(backend.device)):
+        size, ratio, rounding, own_w = (
+            xp.astype(x, wide) for x in (sizes[part, 0], sizes[part, 1], sizes[part, 2], w[part])
+        )
+        # What T has along x_i, for each ||x_i||^4, and the error of the residual: eps, or all of it.
+        own = LEAST_CURVATURE * uncertain / (ratio**2 + SMALLEST) + penalty / (size**2 + SMALLEST)
+        error = xp.minimum(eps * xp.astype(weights(part), wide), own_w)
+        alone = xp.where(own_w > own, error**2 / (own + SMALLEST), xp.zeros_like(own))
+        by_rounding = by_rounding + 0.5 * xp.sum(own_w * rounding**2 + alone)
     start, end = (to_numpy(xp.stack([start, end]) + by_rounding) / objective.total_weight).tolist()
     return start, end
