@@ -31,7 +31,7 @@ class Interruption:
     """
 
     def __init__(self) -> None:
-        self.number: int | None = None  # of the first signal
+        self.number: int | None = None  # the number of the first signal
         self.was_raised = False  # as a KeyboardInterrupt that may still be on its way
         self._deferred = False
         self._ended = False

@@ -570,7 +570,7 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
         def observe(iterate: Iterate) -> None:
             curve.append(iterate)
             show(iterate)
-            if interruption.number is not None:  # where the KeyboardInterrupt was lost, as in a finaliser
+            if interruption.number is not None:  # Python drops a KeyboardInterrupt that a finaliser raises
                 raise Interrupted
 
         model.fit(X, y, observe=observe)

@@ -30,11 +30,9 @@ from softmax_xp._arrays import (
 )
 
 SAMPLE = 512  # rows, evenly spaced, that the features' medians are taken from
-FAR = 100.0  # ratio of a feature's size to what it varies by, from which it is far from zero
+FAR = 100.0  # ratio of a feature's median to its interquartile range, from which the feature is far from zero
 FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of their span pays
-INDEPENDENT = (
-    1e-10  # squared size of what the other features leave of one, relative to it, from which it is independent
-)
+INDEPENDENT = 1e-10  # share of a feature's square that other features do not explain, from which it is independent
 NEGLIGIBLE_GAIN = 1e-12  # share of the loss that a dropped direction could gain
 ROUNDING = 1e-13  # size of a dropped direction, relative to the features, that is rounding of float64 for certain
 
@@ -115,14 +113,13 @@ def coordinates(X: Array, strength: float, fit_intercept: bool) -> Coordinates:
 
 
 def far_from_zero(sample: np.ndarray) -> np.ndarray:
-    """Return for each column whether it lies far from zero for what it varies by, (D,).
+    """Return for each column whether its median is more than FAR times its interquartile range, (D,).
 
-    By the median and the interquartile range, which a few outliers do not change; by the standard deviation for a
-    column of which half of the rows have the same value.
+    A few outliers do not change these. A column whose interquartile range is zero is judged by its standard deviation.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         scaled = sample / np.maximum(np.abs(sample).max(axis=0), np.finfo(float).tiny)
-        scaled.sort(axis=0)  # sooner than np.quantile
+        scaled.sort(axis=0)  # faster than np.quantile
         low, median, high = (scaled[(len(scaled) - 1) * quarter // 4] for quarter in (1, 2, 3))
         varies = np.where(high > low, high - low, scaled.std(axis=0))
         far: np.ndarray = (varies > 0.0) & (np.abs(median) > FAR * varies)
@@ -148,7 +145,7 @@ def _rank(gram: np.ndarray) -> int:
 def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndarray | None:
     """Return an orthonormal basis (D, r) of the span of the rows, or None where r is not much smaller than D.
 
-    Without a penalty, where r is smaller at all: the Hessian is singular without a basis. A column counts as dependent
+    Without a penalty, None where r = D: any dependence would make the Hessian singular. A column counts as dependent
     when the others leave so little of it that no coefficient of use could rest on it.
     """
     n, n_features = X.shape
@@ -164,7 +161,7 @@ def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndar
     size[size == 0.0] = 1.0
     rows, scale = rows / size, scale * size / math.sqrt(len(rows))  # now the root mean square of each column
     few = rows[: most + 1]
-    if _rank(few @ few.T) == len(few):  # at a third of the cost
+    if _rank(few @ few.T) == len(few):  # a third of the cost of the Gram matrix below
         return None
     if _rank(rows.T @ rows) > most:
         return None

@@ -117,9 +117,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     solver : {"auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw"} or an optimizer, default "auto"
         "auto" is "lbfgs" with the curvature of the objective known in advance, as far as that pays; "newton-cg" is
         Newton's method with conjugate gradients, preconditioned in the same way. All three find the optimum to `tol`,
-        "lbfgs" in many more steps, or not, where features differ in size. The others step along mini-batches of 256
-        rows with a learning rate that falls to zero in `max_iter` epochs; pass SGD(...), Adam(...) or AdamW(...) to
-        choose it.
+        but "lbfgs" may take many more steps, or not converge, where features differ in size. The others step along
+        mini-batches of 256 rows with a learning rate that falls to zero in `max_iter` epochs; pass SGD(...), Adam(...)
+        or AdamW(...) to choose it.
     device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
         "auto" computes where X is; NumPy arrays, frames and lists go to the best usable device. Any other value
         means exactly that, and raises DeviceUnavailableError with cause and remedy where it cannot be had.

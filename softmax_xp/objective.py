@@ -133,19 +133,25 @@ class LinearObjective:
         return self._feature_scale
 
     def usual_size(self) -> np.ndarray:
-        """Return the median size of each feature over some of these rows, (n_features,), which outliers do not change.
+        """Return the median of |x| of each feature over a quarter of the sampled rows, (n_features,).
 
-        The root mean square of a feature that is mostly zero, over all rows if it is zero in all of these.
+        A few outliers do not change it. A feature whose median is zero has its root mean square instead, over all rows
+        if the sampled ones are all zero.
         """
         if self._usual_size is None:
             xp, usual = self.backend.xp, to_numpy(self.feature_scale()).copy()
-            sizes = np.sort(np.abs(to_numpy(self._sample()[::4, :])), axis=0)  # sooner than np.median
+            sizes = np.sort(np.abs(to_numpy(self._sample()[::4, :])), axis=0)  # faster than np.median
             median = sizes[len(sizes) // 2]
             usual[median > 0.0] = median[median > 0.0]
             wide = accumulation_dtype(xp, self.backend.device)
-            for rare in np.flatnonzero(usual == 0.0).tolist():
-                column = xp.astype(self.X[:, rare], wide)
-                usual[rare] = float(xp.sqrt(xp.mean(column * column)))
+            rare = np.flatnonzero(usual == 0.0)
+            if rare.size:
+                at, n = self.backend.asarray(rare, "int64"), self.X.shape[0]
+                squares = xp.zeros(rare.size, dtype=wide, device=self.backend.device)
+                for rows in row_blocks(n, 16 * rare.size, block_bytes(self.backend.device)):
+                    columns = xp.astype(xp.take(self.X[rows, :], at, axis=1), wide)
+                    squares += xp.sum(columns * columns, axis=0)
+                usual[rare] = to_numpy(xp.sqrt(squares / n))
             self._usual_size = usual
         return self._usual_size
 
@@ -235,6 +241,7 @@ def _mean(
     workspace.map(finish, row_blocks(n_coef, 32 * n_features, block_bytes(device)))
     if intercept is not None:
         own = xp.astype(intercept, like.dtype, copy=False) / total
-        # A shift of all logits changes no loss, so that these sum to zero. Rounding would be divided by no curvature.
+        # These sum to zero, because a shift of all logits changes no loss. A sum that rounding leaves would be divided
+        # by a curvature of zero.
         mean[size:] = own - xp.mean(own) if n_coef > 1 else own
     return mean

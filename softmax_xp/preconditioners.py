@@ -58,7 +58,7 @@ ROWS_PER_FEATURE = 8
 RARE = 0.1  # of a sum of squares over all rows: where a sample has less, it has missed the feature
 RIDGE = 1e-10  # of a matrix scaled to a unit diagonal: keeps its factor finite where features repeat each other;
 #                more for float32, whose gradients are not quite zero where there is no curvature
-RIDGE_OF_WHOLE = 2e-12  # of the whole Hessian: it does not see directions with less curvature than that
+RIDGE_OF_WHOLE = 2e-12  # the ridge of the whole Hessian, which makes directions of less curvature look that stiff
 SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in one of them all logits shift alike
 MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
@@ -315,7 +315,7 @@ class Curvature:
         device, dtype = objective.backend.device, X.dtype
         if self._unit() is not None:
             dtype = accumulation_dtype(objective.backend.xp, device)
-        parts = list(row_blocks(n, 1, -(-n // SUMS)))  # whatever the number of threads, for the same sums
+        parts = list(row_blocks(n, 1, -(-n // SUMS)))  # a fixed number, so that sums do not depend on the threads
         sums = np.zeros((len(parts), objective.coef_shape[0], self.n_columns))
 
         def add(i: int) -> None:
@@ -402,7 +402,7 @@ class Curvature:
 
         def solve(rows: Array) -> Array:
             out = np.empty_like(rows)
-            for row, solution in zip(rows, out, strict=True):  # trsv reads the factor at the speed of memory, trsm not
+            for row, solution in zip(rows, out, strict=True):  # trsv is faster than trsm for few rows
                 scaled = (row.ravel() * per_unit).astype(dtype, copy=False)
                 solved = trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1)
                 solution[...] = (solved * per_unit).reshape(row.shape)

@@ -1,4 +1,4 @@
-"""How far the quadratic model of a LinearObjective can be trusted, and what gap it may hide.
+"""A bound of the gap to the minimum that the quadratic model of a LinearObjective leaves out.
 
 A row's loss is self-concordant: a step that changes its logits by at most r changes its curvature by a factor of e^r at
 most (Bach, 2010; Sun and Tran-Dinh, 2019). Rows that a Newton step changes by more than TRUSTED_CHANGE are not trusted.
@@ -7,10 +7,11 @@ rows that are not trusted have in the Hessian, s the Newton step and v = U s, th
 
     g' T^-1 g / 2 = (s' H s + s' v + v' T^-1 v) / 2,
 
-of which the first term is the Newton decrement. The others are what is hidden. An outlier that fixes a coefficient, for
-example, hides what the other rows would gain with another coefficient, and no gradient shows it. At the end of the step
-the gradient is what the untrusted rows' gradient d there differs from their quadratic model's, and d' T^-1 d / 2 is
-hidden.
+The first term is the Newton decrement. The sum of the others is called the hidden gap. For example, an outlier fixes a
+coefficient; the other rows would gain by another value of it, but the gradient is zero.
+
+At the end of the step, let d be the gradient of the untrusted rows less the gradient of their quadratic model. The
+quadratic model of all rows has no gradient there, so that the hidden gap is d' T^-1 d / 2.
 
 References
 ----------
@@ -24,20 +25,19 @@ import numpy as np
 from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, bytes_of, dtype_name, row_blocks, to_numpy
 from softmax_xp.objective import LinearObjective
 
-TRUSTED_CHANGE = 0.3  # of a logit against the mean logit of its row
-LEAST_CURVATURE = (
-    0.001  # of T in any direction, as a share of that of a usual feature in it, beside the penalty; a guess
-)
+TRUSTED_CHANGE = 0.3  # of the difference between a logit and the mean logit of its row
+# T has at least this share of the curvature that features of the usual size would give it, and the penalty. A guess.
+LEAST_CURVATURE = 0.001
 SUMS = 8  # parts of the rows over which v and d are summed
 SMALLEST, SMALLEST_SIZE = 1e-300, 1e-30  # their inverses are finite in float64, and in float32
 
 
 def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[float, float]:
-    """Return what the gap may be more than the Newton decrement, at the start of a Newton step and at its end.
+    """Return a bound of the hidden gap at the start of a Newton step, and one at its end.
 
-    Rounding counts. With e_i a bound of the rounding errors of row i's logits, and w_i = s_i max_k p_ik (1 - p_ik), it
-    hides at most sum_i w_i e_i^2 / 2 / sum_i s_i. The residual p - t is rounded too, by which a row that alone holds a
-    direction may be wrong by any amount.
+    Both include the effect of rounding. With e_i a bound of the rounding errors of row i's logits, and
+    w_i = s_i max_k p_ik (1 - p_ik), rounding of the logits hides at most sum_i w_i e_i^2 / 2 / sum_i s_i. Rounding of
+    the residual p - t counts in rows that have more curvature along x_i than all other rows together.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     (coef, intercept), (along, shift) = (objective.split(xp.astype(x, dtype, copy=False)) for x in (params, step))
     both, n_coef = xp.concat([coef, along], axis=0), coef.shape[0]
     eps, softmax = float(xp.finfo(dtype).eps), backend.kernels(dtype).softmax
-    # Sums of |x_if|, of these by how large they usually are, and of their products with the largest coefficients: the
-    # first is at least ||x_i||.
+    # Each row has three sums: of |x_if|, which is at least ||x_i||; of |x_if| over the usual size of feature f; and of
+    # |x_if| times the largest coefficient of feature f, times eps, which bounds the rounding error of a logit.
     ones, per_usual = np.ones(n_features), 1.0 / np.maximum(usual, SMALLEST_SIZE)
     factors = [*(backend.asarray(x, dtype_name(dtype)) for x in (ones, per_usual)), eps * xp.max(xp.abs(coef), axis=0)]
     of_sizes = xp.stack(factors, axis=1)  # (D, 3)
@@ -62,7 +62,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     parts = list(row_blocks(n, 1, -(-n // SUMS)))
     pulls = xp.zeros((len(parts), 2 * n_coef, n_features), dtype=wide, device=backend.device)  # v and d
     of_intercepts = xp.zeros((len(parts), 2 * n_coef), dtype=wide, device=backend.device)
-    row_bytes = (32 * (n_coef + 1) + 4 * n_features) * bytes_of(xp, dtype)
+    row_bytes = (64 * (n_coef + 1) + 4 * n_features) * bytes_of(xp, dtype)
 
     def weights(part: slice) -> Array:
         return xp.ones_like(w[part]) if objective.sample_weight is None else objective.sample_weight[part]

@@ -56,8 +56,8 @@ CASES = {
     "softmax_loss": (lambda X, y, model: sx.softmax_loss(model.coef_.T, X, y, 0.1)[1], 0.08),
     "predict": (lambda X, y, model: model.predict(X), 0.12),
     "predict_proba": (lambda X, y, model: model.predict_proba(X), 0.15),
-    "fit, auto": (lambda X, y, model: fit(X, y, model, "auto"), 0.18),
-    "fit, lbfgs": (lambda X, y, model: fit(X, y, model, "lbfgs"), 0.18),
+    "fit, auto": (lambda X, y, model: fit(X, y, model, "auto"), 0.15),
+    "fit, lbfgs": (lambda X, y, model: fit(X, y, model, "lbfgs"), 0.15),
     "fit, newton-cg": (lambda X, y, model: fit(X, y, model, "newton-cg", 1), 0.35),
 }
 

@@ -20,8 +20,8 @@ from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
-LEAST_GAP = 1e-12  # share of a value below which rounding lets no gap be known
-STALLED = 100  # steps that have lowered the objective by no more than its rounding error, after which none will
+LEAST_GAP = 1e-12  # share of the objective; rounding hides gaps that are smaller
+STALLED = 100  # steps; if they lower the objective by its rounding error or less, the solve ends
 LAST_STEP = 0.2  # share of tol * |f| that the gap may be before the last step, which is a Newton step
 
 
@@ -42,7 +42,7 @@ class Evaluation:
 
 
 class Method(Protocol):
-    """What tells one descent method from another.
+    """The directions of a descent method, and its estimates of the gap.
 
     Attributes
     ----------
@@ -194,7 +194,7 @@ def descend(
 
 
 def _known(gap: float, value: float) -> float:
-    """Return an estimated gap, or the least that can be known of a gap to a value, which is rounded."""
+    """Return an estimated gap, or LEAST_GAP of the objective if that is more."""
     return max(gap, LEAST_GAP * abs(value))
 
 

@@ -17,18 +17,19 @@ from softmax_xp.preconditioners import Preconditioner
 from softmax_xp.solvers import Iterate, Solution
 from softmax_xp.solvers.descent import Evaluation, descend
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
+from softmax_xp.trust import TRUSTED_CHANGE
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
-SOLVED = 1e-7  # residual, as a share of the first: of a singular system what is left then is rounding
+SOLVED = 1e-7  # ratio of a residual to the first one, from which the residual of a singular system is rounding
 MAX_PRODUCTS = 100  # for one step
 MIN_PRODUCTS = 4
 ACCURACY = 0.1  # share of the decrease of the quadratic model that a step may miss
 UNSETTLED = (
     0.5  # ratio of the decrease by the second half of the iterations to that by the first: above, the rest is unknown
 )
-KNOWN_TO = 10.0  # factor
-MISSED = 0.1  # share of the decrement that conjugate gradients may have missed without knowing it
-CURVATURE_CHANGE = 1.35  # factor by which a step that is trusted changes the curvature at most
+KNOWN_TO = 10.0  # ratio of the bound of a gap to the Newton decrement, above which the gap is unknown
+MISSED = 0.1  # share of the decrement that conjugate gradients may miss unnoticed. A guess
+CURVATURE_CHANGE = math.exp(TRUSTED_CHANGE)  # factor by which rows that are trusted change their curvature at most
 
 HessianProduct: TypeAlias = Callable[[Array], Callable[[Array], Array]]
 HiddenGap: TypeAlias = Callable[[Array, Array], tuple[float, float]]
@@ -119,7 +120,7 @@ def newton_step(
         image = product(direction)
         size, curvature = to_numpy(xp.stack([rz, dot(xp, direction, image)])).tolist()
         if decreases and size <= SOLVED**2 * first_size:
-            return NewtonStep(step, sum(decreases), SOLVED * sum(decreases))
+            return NewtonStep(step, sum(decreases), size / first_size * sum(decreases))
         if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):
             settled = True
             break
@@ -194,11 +195,13 @@ class _NewtonCG:
         return self._last[1].known_gap
 
     def gap_after(self, before: Point, after: Point) -> float:
-        return self._last[1].gap_after(after) if self._last is not None and self._closing else math.inf
+        if self._last is None or self._last[0] is not before or not self._closing:
+            return math.inf
+        return self._last[1].gap_after(after)
 
 
 class Decrement:
-    """The gap to the optimum by a Newton step: the Newton decrement, and what the quadratic model may hide.
+    """The gap to the optimum by a Newton step: the Newton decrement, and a bound of what it leaves out.
 
     Parameters
     ----------
@@ -208,8 +211,8 @@ class Decrement:
     precondition : callable, optional
         The preconditioner that it was found with.
     hidden_gap : callable, optional
-        Takes parameters and a Newton step to what the gap may be more than the decrement, at its start and at its end.
-        Without it the model is taken to be right everywhere.
+        Takes parameters and a Newton step to a bound of the gap beyond the decrement, at both ends of the step. Without
+        it the quadratic model is taken to be right everywhere.
     exact : bool
         Whether the preconditioner is the inverse Hessian where the step starts.
     """
@@ -231,7 +234,7 @@ class Decrement:
 
     @property
     def hidden(self) -> tuple[float, float]:
-        """What the gap may be more than the decrement, at both ends, formed when it is first asked for."""
+        """The bound of the gap beyond the decrement, at both ends of the step. It is formed when first needed."""
         if self._hidden is None:
             self._hidden = 0.0, 0.0
             if self._hidden_gap is not None and math.isfinite(self.newton.gap) and self.newton.decrease > 0.0:
@@ -240,19 +243,20 @@ class Decrement:
 
     @property
     def gap(self) -> float:
-        """What the gap is at most where the step starts."""
+        """A bound of the gap where the step starts."""
         return self.newton.gap + self.hidden[0]
 
     @property
     def known_gap(self) -> float:
-        """The same; infinite where it may be more than KNOWN_TO times the decrement, and so is unknown."""
+        """The same bound, or infinity where it is more than KNOWN_TO times the decrement: the gap is unknown then."""
         return self.gap if self.gap <= KNOWN_TO * self.newton.gap else math.inf
 
     def gap_after(self, point: Point) -> float:
-        """Return the gap at the end of the step, and infinity where `point` is not that.
+        """Return the gap at the end of the step, or infinity if `point` is not its end.
 
-        Where the preconditioner is the inverse Hessian itself, the gradient there tells it. Otherwise conjugate
-        gradients may have missed more than they know of, in directions that the preconditioner takes for stiff.
+        If the preconditioner is the inverse Hessian, the gap follows from the gradient at the end. Otherwise the gap is
+        taken to be the share MISSED of the decrement at least, because conjugate gradients miss directions whose
+        curvature the preconditioner overestimates.
         """
         grad, xp = point.grad, namespace(grad=point.grad)
         if point.step != 1.0:
