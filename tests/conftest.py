@@ -8,6 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; BLAS reads this when it is loaded
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import array_api_compat
 import numpy as np
 import pytest

@@ -6,13 +6,14 @@ Arguments are NumPy arrays or nested sequences; results are float64 NumPy arrays
 from __future__ import annotations
 
 import math
+from operator import mul
 
 import numpy as np
 
 
 def log_softmax_row(z):
     """The logarithm of the softmax of one row of logits."""
-    z = [float(x) for x in z]
+    z = np.asarray(z, dtype=np.float64).tolist()
     top = max(z)
     lse = top + math.log(math.fsum(math.exp(x - top) for x in z))
     return [x - lse for x in z]
@@ -33,7 +34,7 @@ def target_row(target, n_classes, smoothing=0.0):
     if np.ndim(target) == 0:
         t = [1.0 if k == int(target) else 0.0 for k in range(n_classes)]
     else:
-        t = [float(x) for x in target]
+        t = np.asarray(target, dtype=np.float64).tolist()
     return [(1.0 - smoothing) * x + smoothing / n_classes for x in t]
 
 
@@ -69,12 +70,8 @@ def cross_entropy(logits, targets, sample_weight=None, smoothing=0.0, ignore_ind
 
 def product(A, B):
     """The matrix product, each entry an exact sum of the rounded products."""
-    return np.array(
-        [
-            [math.fsum(float(a) * float(b) for a, b in zip(row, column, strict=True)) for column in np.asarray(B).T]
-            for row in np.asarray(A)
-        ]
-    )
+    rows, columns = np.asarray(A, dtype=np.float64).tolist(), np.asarray(B, dtype=np.float64).T.tolist()
+    return np.array([[math.fsum(map(mul, row, column)) for column in columns] for row in rows])
 
 
 def softmax_loss(W, X, y, reg):

@@ -348,6 +348,11 @@ def many_blocks(monkeypatch, schedule, block_bytes=100):
         yield
 
 
+def provider_schedules(xp):
+    """Each provider with each of its schedules: the definition has one."""
+    return [(each, name) for each in providers(xp) for name in (SCHEDULES if each is blocked else ["lanes"])]
+
+
 def test_providers_are_the_blocked_ones_on_numpy_only(xp):
     library = "numpy" if xp.name.startswith("numpy") else xp.name.partition("-")[0]
     for dtype in xp.float_dtypes:
@@ -424,7 +429,7 @@ def test_kernels_linear_sums_are_the_oracles(xp, rng, monkeypatch, targets, fit_
                 None if p.weight is None else p.exact(p.weight),
                 smoothing,
             )
-            for kernels, schedule in itertools.product(providers(xp), SCHEDULES):
+            for kernels, schedule in provider_schedules(xp):
                 with many_blocks(monkeypatch, schedule):
                     loss, *grads = kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing)
                 xp.assert_close(loss, expected, wide(xp), "loss", bound("loss", dtype, expected))
@@ -456,7 +461,7 @@ def test_kernels_hessian_products_are_the_differences_of_gradients(xp, rng, monk
         expected, expected_slope = split(oracle.directional_difference(gradient, at, along))
         arguments = [None if x is None else p.given(x) for x in (*split(at), *split(along))]
         arguments.insert(2, p.X)
-        for kernels, schedule in itertools.product(providers(xp), SCHEDULES):
+        for kernels, schedule in provider_schedules(xp):
             with many_blocks(monkeypatch, schedule):
                 product, slope = kernels.linear_hessian_product(*arguments, p.weight)
             xp.assert_close(product, expected, dtype, "hessian")

@@ -367,9 +367,12 @@ def in_a_child(function):
 
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="forks are POSIX")
+# Where JAX is installed and another test has imported it, it warns of every fork.
+jax_warns = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 
 @needs_fork
+@jax_warns
 def test_a_fork_beside_an_evaluation_has_threads_and_blas_of_its_own(many_threads):
     begun, may_end = threading.Event(), threading.Event()
     used = Workspace(3)
@@ -404,6 +407,7 @@ def test_a_fork_beside_an_evaluation_has_threads_and_blas_of_its_own(many_thread
 
 
 @needs_fork
+@jax_warns
 def test_a_fork_waits_for_the_lock_of_another_thread(many_threads):
     held = threading.Event()
 
@@ -423,6 +427,7 @@ def test_a_fork_waits_for_the_lock_of_another_thread(many_threads):
 
 
 @needs_fork
+@jax_warns
 def test_a_fork_in_an_evaluation_of_its_own_thread_goes_on_with_it(many_threads):
     one = [1] * len(many_threads)
 
