@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from scipy.linalg import get_lapack_funcs, lapack
 
@@ -12,6 +14,7 @@ from softmax_xp.kernels.workspace import Workspace
 # Columns up to which another device leaves an inverse to the host, as its products would be small ones. A guess, not
 # measured on a GPU.
 ON_HOST = 128
+PANEL = 384  # columns of a large matrix that are factorised at a time
 
 
 def inverses(matrices: Array, ridge: float, workspace: Workspace) -> Array:
@@ -63,12 +66,55 @@ def cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
     """
     potrf = get_lapack_funcs("potrf", (matrix,))
     while True:
-        shifted = np.array(matrix.T, order="F")  # symmetric: LAPACK's order without a transposition
-        shifted[np.diag_indices_from(shifted)] += ridge
-        factor, failed = potrf(shifted, lower=1, clean=1, overwrite_a=1)
+        factor, failed = potrf(_shifted(matrix, ridge), lower=1, clean=1, overwrite_a=1)
         if not failed:
             return factor  # type: ignore[no-any-return]
         ridge *= 100.0
+
+
+def shared_cholesky(matrix: np.ndarray, ridge: float, workspace: Workspace) -> np.ndarray:
+    """As `cholesky`, for a large matrix, with the work shared out. The entries above the diagonal mean nothing.
+
+    The threads of LAPACK are as fast, but their number changes the result.
+    """
+    while not _factorise(factor := _shifted(matrix, ridge), workspace):
+        ridge *= 100.0
+    return factor
+
+
+def _shifted(matrix: np.ndarray, ridge: float) -> np.ndarray:
+    """Return matrix + ridge * I, for a symmetric matrix, in LAPACK's order."""
+    shifted = np.array(matrix.T, order="F")  # without a transposition
+    shifted[np.diag_indices_from(shifted)] += ridge
+    return shifted
+
+
+def _factorise(matrix: np.ndarray, workspace: Workspace) -> bool:
+    """Overwrite the lower triangle of a symmetric matrix by its Cholesky factor; return whether there is one.
+
+    One panel of columns after the other, less what the panels before it contribute (Golub and Van Loan, Matrix
+    Computations, 4th ed., 2013, section 4.2).
+    """
+    potrf, trtri = get_lapack_funcs(("potrf", "trtri"), (matrix,))
+    n, upper = len(matrix), matrix.T  # row by row
+
+    def subtract(panel: slice, part: slice) -> None:
+        upper[panel, part] -= upper[: panel.start, panel].T @ upper[: panel.start, part]
+
+    def solve(panel: slice, inverse: np.ndarray, part: slice) -> None:
+        upper[panel, part] = inverse @ upper[panel, part]
+
+    for start in range(0, n, PANEL):
+        panel = slice(start, min(start + PANEL, n))
+        parts = [slice(i, min(i + PANEL, n)) for i in range(start, n, PANEL)]
+        if start:
+            workspace.map(partial(subtract, panel), parts)
+        factor, failed = potrf(upper[panel, panel], lower=0)
+        if failed:
+            return False
+        upper[panel, panel] = factor
+        workspace.map(partial(solve, panel, trtri(factor)[0].T), parts[1:])
+    return True
 
 
 def _on_host(matrices: np.ndarray, ridge: float, workspace: Workspace) -> np.ndarray:

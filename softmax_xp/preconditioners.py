@@ -47,7 +47,7 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 from softmax_xp.backend import select_backend
-from softmax_xp.inverses import cholesky, inverses, with_diagonal
+from softmax_xp.inverses import cholesky, inverses, shared_cholesky, with_diagonal
 from softmax_xp.objective import LinearObjective
 
 # Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
@@ -70,6 +70,7 @@ WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread w
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 FREE_WHOLE = 5e8  # the same for a whole Hessian, which makes the gap certain: some 20 ms
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
+LOGIT = 200.0  # multiplications that take as long as the row pass over one logit
 # How much longer than those of a large product in float32 multiplications take:
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse
@@ -78,7 +79,7 @@ CHOLESKY = 0.12  # of a Cholesky factor in float64, as a multiple of n^3; half o
 SOLVE = 8.0  # of the solution with a factor, as a multiple of n^2: reading the factor takes the time
 SOLVES = 30.0  # solutions with a factor before another one is made. A guess
 LIKELY_PAIRS = 10.0  # pairs of classes that are likely for a row, of many. A guess
-NEGLIGIBLE_PAIR = 1e-6  # product of the probabilities of two classes for a row, below which it does not couple them
+NEGLIGIBLE_PAIR = 1e-4  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
 # small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
 # waited for. From data sheets (50e12 multiplications a second), and by a guess (3e11 on a host; 0.6 ms), not measured.
@@ -259,8 +260,13 @@ class Curvature:
             work = host * (GRAM * n_rows**2 * self.n_columns / 2 + factor * n_rows**3)
         if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
             work += host * EIGEN * n_coef**3
-        evaluation = max(least, 2.0 * self.objective.X.shape[0] * n_features * (n_coef + STREAM))
+        evaluation = max(least, self._evaluation_work())
         return 0.0 if work < FREE else float(work / evaluation)
+
+    def _evaluation_work(self) -> float:
+        """Return the multiplications that take as long as one evaluation of value and gradient."""
+        n_coef, n_features = self.objective.coef_shape
+        return float(self.objective.X.shape[0] * (2.0 * n_features * (n_coef + STREAM) + LOGIT * n_coef))
 
     def exact_inverse(self, params: Array) -> Preconditioner | None:
         """Return the inverse Hessian at `params` where conjugate gradients without it cost more, else None."""
@@ -348,9 +354,8 @@ class Curvature:
         cholesky = CHOLESKY if self._dtype_of_whole() == np.float64 else CHOLESKY / 2.0
         pairs = n_coef + min(n_coef * (n_coef - 1) / 2, likely_pairs)
         forming = 2.0 * GRAM * n_rows * pairs * self.n_columns**2  # in float64, both halves
-        evaluation = 2.0 * n_rows * n_features * (n_coef + STREAM)
         work = forming + cholesky * n**3
-        return 0.0 if work < FREE_WHOLE else (work + SOLVES * SOLVE * n**2) / evaluation
+        return 0.0 if work < FREE_WHOLE else (work + SOLVES * SOLVE * n**2) / self._evaluation_work()
 
     def _dtype_of_whole(self) -> DType | None:
         """Return the dtype in which the whole Hessian and its factor fit, or None."""
@@ -396,7 +401,7 @@ class Curvature:
         for rows in row_blocks(len(matrix), matrix.itemsize * len(matrix)):
             matrix[rows] /= unit[rows, None] * unit
         ridge = max(RIDGE_OF_WHOLE, 8.0 * float(np.finfo(dtype).eps))
-        factor = cholesky(matrix, ridge)
+        factor = shared_cholesky(matrix, ridge, objective.host_workspace)
         per_unit = 1.0 / (unit * np.tile(scale, n_coef))
         trsv = get_blas_funcs("trsv", (factor,))
 
