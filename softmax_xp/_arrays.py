@@ -35,6 +35,16 @@ def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> I
         yield slice(start, min(start + step, n_rows))
 
 
+# Sums over rows are formed in this many parts at most, each by one thread, and of so many multiplications at least.
+# Their number depends on the shapes alone, so that a sum does not depend on the number of threads.
+MAX_SUMS, MIN_SUM_WORK = 8, 1 << 22
+
+
+def sum_parts(n_rows: int, row_work: int) -> list[slice]:
+    """Return the parts of the rows over which threads sum; `row_work` is the number of multiplications for a row."""
+    return list(row_blocks(n_rows, 1, max(-(-n_rows // MAX_SUMS), MIN_SUM_WORK // row_work)))
+
+
 def is_gpu(device: Device) -> bool:
     """Return whether `device` is one that has to be made the current one: a GPU, as CuPy names it."""
     return hasattr(device, "use")

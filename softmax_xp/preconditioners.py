@@ -34,6 +34,7 @@ import numpy as np
 from scipy.linalg import get_blas_funcs, solve_triangular
 
 from softmax_xp._arrays import (
+    MAX_SUMS,
     Array,
     DType,
     accumulation_dtype,
@@ -44,6 +45,7 @@ from softmax_xp._arrays import (
     is_numpy,
     namespace,
     row_blocks,
+    sum_parts,
     to_numpy,
 )
 from softmax_xp.backend import select_backend
@@ -63,7 +65,6 @@ SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in o
 MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
-SUMS = 8  # parts of the rows over which the Hessian's diagonal is summed
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread would have been woken
 
@@ -245,7 +246,7 @@ class Curvature:
         more where it is reading X that takes the time; all but the bound need eigenvectors of the classes, too.
         Infinite where the matrices would not fit, and nothing where the problem is small.
         """
-        n_coef, n_features = self.objective.coef_shape
+        n_coef = self.objective.coef_shape[0]
         drawn = 12 * self.n_sampled  # a class's rows and their weights
         if n_matrices > 1 and (
             n_matrices * (8 * self.n_columns**2 + drawn) > self.max_bytes or not self._holds_classes()
@@ -304,7 +305,7 @@ class Curvature:
 
     def _holds_diagonals(self) -> bool:
         """Return whether a few diagonals of the Hessian fit, with the sums that they are made of."""
-        return bool(8 * (SUMS + 4) * self.objective.coef_shape[0] * self.n_columns <= self.max_bytes)
+        return bool(8 * (MAX_SUMS + 4) * self.objective.coef_shape[0] * self.n_columns <= self.max_bytes)
 
     def _diagonal(self, params: Array) -> np.ndarray:
         """Return the diagonal of the Hessian, (K, D + 1), on the host. The last two are kept."""
@@ -321,8 +322,9 @@ class Curvature:
         device, dtype = objective.backend.device, X.dtype
         if self._unit() is not None:
             dtype = accumulation_dtype(objective.backend.xp, device)
-        parts = list(row_blocks(n, 1, -(-n // SUMS)))  # a fixed number, so that sums do not depend on the threads
-        sums = np.zeros((len(parts), objective.coef_shape[0], self.n_columns))
+        n_coef = objective.coef_shape[0]
+        parts = sum_parts(n, 2 * n_features * n_coef)
+        sums = np.zeros((len(parts), n_coef, self.n_columns))
 
         def add(i: int) -> None:
             part = X[parts[i], :]
@@ -347,7 +349,7 @@ class Curvature:
         A row couples `likely_pairs` pairs of classes at most. Infinite where the Hessian would not fit, and on a GPU,
         for which it is not written.
         """
-        objective, (n_coef, n_features) = self.objective, self.objective.coef_shape
+        objective, n_coef = self.objective, self.objective.coef_shape[0]
         n, n_rows = n_coef * self.n_columns, objective.X.shape[0]
         if not is_numpy(objective.X) or self._dtype_of_whole() is None or 16 * n_rows * n_coef > self.max_bytes:
             return math.inf

@@ -22,13 +22,21 @@ from __future__ import annotations
 
 import numpy as np
 
-from softmax_xp._arrays import Array, accumulation_dtype, block_bytes, bytes_of, dtype_name, row_blocks, to_numpy
+from softmax_xp._arrays import (
+    Array,
+    accumulation_dtype,
+    block_bytes,
+    bytes_of,
+    dtype_name,
+    row_blocks,
+    sum_parts,
+    to_numpy,
+)
 from softmax_xp.objective import LinearObjective
 
 TRUSTED_CHANGE = 0.3  # of the difference between a logit and the mean logit of its row
 # T has at least this share of the curvature that features of the usual size would give it, and the penalty. A guess.
 LEAST_CURVATURE = 0.001
-SUMS = 8  # parts of the rows over which v and d are summed
 SMALLEST, SMALLEST_SIZE = 1e-300, 1e-30  # their inverses are finite in float64, and in float32
 
 
@@ -59,10 +67,10 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     of_sizes = xp.stack(factors, axis=1)  # (D, 3)
     sizes = xp.empty((n, 3), dtype=dtype, device=backend.device)
     w = xp.empty(n, dtype=dtype, device=backend.device)
-    parts = list(row_blocks(n, 1, -(-n // SUMS)))
+    parts = sum_parts(n, n_features * (2 * n_coef + 3))
     pulls = xp.zeros((len(parts), 2 * n_coef, n_features), dtype=wide, device=backend.device)  # v and d
     of_intercepts = xp.zeros((len(parts), 2 * n_coef), dtype=wide, device=backend.device)
-    row_bytes = (64 * (n_coef + 1) + 4 * n_features) * bytes_of(xp, dtype)
+    row_bytes = (64 * (n_coef + 1) + 2 * n_features) * bytes_of(xp, dtype)
 
     def weights(part: slice) -> Array:
         return xp.ones_like(w[part]) if objective.sample_weight is None else objective.sample_weight[part]
@@ -77,16 +85,21 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
                 z, u = z + intercept[:, None], u + shift[:, None]
             if n_coef == 1:
                 z, u = (xp.concat([xp.zeros_like(x), x], axis=0) for x in (z, u))
-            p = softmax(z, 0)
-            moved = u - xp.sum(p * u, axis=0)
+            z = z - xp.max(z, axis=0)
+            e = xp.exp(z)
+            total = xp.sum(e, axis=0)  # the inverse of the largest probability
+            mean = xp.sum(e * u, axis=0) / total
             sizes[part, :] = xp.abs(rows) @ of_sizes
             weight = weights(part)
-            w[part] = xp.max(p * (1.0 - p), axis=0) * weight
-            change = xp.max(xp.abs(moved), axis=0) + sizes[part, 2]
-            untrusted = xp.where(change > TRUSTED_CHANGE, weight, xp.zeros_like(change))
-            if bool(xp.any(untrusted > 0.0)):
-                model = (p * moved)[-n_coef:, :]
-                pull = xp.concat([model, (softmax(z + u, 0) - p)[-n_coef:, :] - model], axis=0) * untrusted
+            w[part] = (1.0 - 1.0 / total) / total * weight  # p (1 - p) is largest for the largest probability
+            change = xp.maximum(xp.max(u, axis=0) - mean, mean - xp.min(u, axis=0)) + sizes[part, 2]
+            (untrusted,) = xp.nonzero((change > TRUSTED_CHANGE) & (weight > 0.0))
+            if untrusted.shape[0]:
+                z, u, e = (xp.take(x, untrusted, axis=1) for x in (z, u, e))
+                rows, total, mean, weight = (xp.take(x, untrusted, axis=0) for x in (rows, total, mean, weight))
+                p = e / total
+                model, change_of_p = p * (u - mean), softmax(z + u, 0) - p
+                pull = xp.concat([model[-n_coef:, :], (change_of_p - model)[-n_coef:, :]], axis=0) * weight
                 pulls[i, :, :] += xp.astype(pull @ rows, wide, copy=False)
                 of_intercepts[i, :] += xp.astype(xp.sum(pull, axis=1), wide, copy=False)
 

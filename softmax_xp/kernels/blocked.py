@@ -28,9 +28,9 @@ BLOCK_BYTES = 4 << 20
 # blocks pay: their products take longer than X takes to be read twice.
 LARGE_GRADIENT_BYTES, LARGE_BLOCK_BYTES = 1 << 20, 12 << 20
 MIN_BLOCK_ROWS = 256
-# Threads wait for each other between NumPy's calls, of which a block takes some forty. On 2 cores of an Intel Xeon, one
-# evaluation at (N, D, C) = (20000, 64, 10) in float32 took 7.2 ms in blocks of 2^20 multiplications, 2.5 ms in blocks of
-# 2^23, and 3.8 ms in one thread. A block grows to this work, but not beyond so many bytes.
+# Threads wait for each other between NumPy's calls, of which a block takes some forty. On 2 cores of an Intel Xeon one
+# evaluation at (N, D, C) = (20000, 64, 10) in float32 took 7.2 ms in blocks of 2^20 multiplications, 2.5 ms in blocks
+# of 2^23, and 3.8 ms in one thread. A block grows to this work, but not beyond so many bytes.
 MIN_BLOCK_WORK, MAX_GROWN_BYTES = 1 << 23, 8 << 20
 ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned addresses
 # Sums of their own, for tasks of few coefficients: enough tasks for any machine, in little memory.
