@@ -1,6 +1,9 @@
 """The coordinates that a linear classifier is fitted in.
 
-Two changes of coordinates leave the objective as it is, and make the arithmetic exact or cheap:
+Three changes of coordinates leave the objective as it is, and make the arithmetic possible, exact or cheap:
+
+- Features whose squares the arithmetic cannot hold are multiplied by a power of two, where there is no penalty. (A
+  penalty would depend on the unit. With one, small features have no effect, and large ones are an error.)
 
 - Features far from zero are centred. Their products with the coefficients nearly cancel with the intercept, which takes
   the digits that float32, or a factored Hessian, has. The intercept is not penalised, so that it takes up the shift.
@@ -31,6 +34,8 @@ from softmax_xp._arrays import (
 
 SAMPLE = 512  # rows, evenly spaced, that the features' medians are taken from
 FAR = 100.0  # ratio of a feature's median to its interquartile range, from which the feature is far from zero
+# Sizes of a feature that arithmetic in its dtype takes as they are: squares, and sums of them, are normal numbers.
+MODEST = {"float32": (1e-20, 1e20), "float64": (1e-140, 1e140)}
 FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of their span pays
 INDEPENDENT = 1e-10  # share of a feature's square that other features do not explain, from which it is independent
 NEGLIGIBLE_GAIN = 1e-12  # share of the loss that a dropped direction could gain
@@ -39,10 +44,12 @@ ROUNDING = 1e-13  # size of a dropped direction, relative to the features, that 
 
 @dataclass(frozen=True)
 class Coordinates:
-    """A feature vector x becomes (x - centre) @ basis + shift.
+    """A feature vector x becomes (x * unit - centre) @ basis + shift.
 
     Attributes
     ----------
+    unit : numpy.ndarray of shape (D,) or None
+        float64, powers of two. None where all are one.
     centre : numpy.ndarray of shape (D,) or None
         float64; zero for features near zero. None where no feature is far from zero.
     basis : numpy.ndarray of shape (D, r) or None
@@ -53,6 +60,7 @@ class Coordinates:
         Whether a feature is far from zero, centred or not.
     """
 
+    unit: np.ndarray | None = None
     centre: np.ndarray | None = None
     basis: np.ndarray | None = None
     shift: np.ndarray | None = None
@@ -61,20 +69,21 @@ class Coordinates:
     def applied(self, X: Array, dtype: str) -> Array:
         """Return the rows of X (n, D) in these coordinates, in the namespace of X and in `dtype`.
 
-        Differences and products are formed in the dtype of X, or in float64 where there is a basis.
+        Differences are formed in the dtype of X, or in float64 where there are units or a basis.
         """
         xp, device = namespace(X=X), device_of(X)
         to = getattr(xp, dtype)
-        if self.centre is None and self.basis is None:
+        if self.unit is None and self.centre is None and self.basis is None:
             return xp.astype(X, to, copy=False)
-        work = X.dtype if self.basis is None else accumulation_dtype(xp, device)
-        centre, basis, shift = (
+        work = X.dtype if self.basis is None and self.unit is None else accumulation_dtype(xp, device)
+        unit, centre, basis, shift = (
             None if x is None else xp.asarray(x, dtype=work, device=device)
-            for x in (self.centre, self.basis, self.shift)
+            for x in (self.unit, self.centre, self.basis, self.shift)
         )
         out = xp.empty((X.shape[0], X.shape[1] if basis is None else basis.shape[1]), dtype=to, device=device)
         for rows in row_blocks(X.shape[0], 8 * X.shape[1], block_bytes(device)):
             block = xp.astype(X[rows, :], work, copy=False)
+            block = block if unit is None else block * unit
             block = block if centre is None else block - centre
             block = block if basis is None else block @ basis
             out[rows, :] = xp.astype(block if shift is None else block + shift, to, copy=False)
@@ -83,10 +92,13 @@ class Coordinates:
     def features(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return coefficients (K, r) and intercepts (K,) of these coordinates as those of the features, in float64."""
         coef = coef if self.basis is None else coef @ self.basis.T
-        return coef, intercept if self.centre is None or self.shift is not None else intercept - coef @ self.centre
+        if self.centre is not None and self.shift is None:
+            intercept = intercept - coef @ self.centre
+        return coef if self.unit is None else coef * self.unit, intercept
 
     def inverse(self, coef: np.ndarray, intercept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return coefficients (K, D) and intercepts (K,) of the features as those of these coordinates, in float64."""
+        coef = coef if self.unit is None else coef / self.unit
         if self.centre is not None and self.shift is None:
             intercept = intercept + coef @ self.centre
         return coef if self.basis is None else coef @ self.basis, intercept
@@ -102,14 +114,30 @@ def coordinates(X: Array, strength: float, fit_intercept: bool) -> Coordinates:
         Of the L2 penalty. It says which directions of the features are too small to count.
     fit_intercept : bool
     """
+    unit = _unit(X) if strength == 0.0 else None
+    if unit is not None:
+        X = Coordinates(unit).applied(X, dtype_name(X.dtype))
     sample = to_numpy(X[:: -(-X.shape[0] // SAMPLE), :]).astype(np.float64)
     far, centre = far_from_zero(sample), None
     if far.any():
         centre = np.where(far, np.median(sample, axis=0), 0.0).astype(dtype_name(X.dtype)).astype(np.float64)
         if not fit_intercept:
             reflection = _reflection(centre)
-            return Coordinates(centre, reflection, centre @ reflection, far=True)
-    return Coordinates(centre, _basis(X, centre, strength) if is_numpy(X) else None, far=bool(far.any()))
+            return Coordinates(unit, centre, reflection, centre @ reflection, far=True)
+    return Coordinates(unit, centre, _basis(X, centre, strength) if is_numpy(X) else None, far=bool(far.any()))
+
+
+def _unit(X: Array) -> np.ndarray | None:
+    """Return the powers of two that bring features of other sizes than MODEST to about one, (D,), or None."""
+    xp, largest = namespace(X=X), np.zeros(X.shape[1])
+    for rows in row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(device_of(X))):
+        largest = np.maximum(largest, to_numpy(xp.max(xp.abs(X[rows, :]), axis=0)))
+    low, high = MODEST[dtype_name(X.dtype)]
+    other = (largest > 0.0) & ((largest < low) | (largest > high))
+    if not other.any():
+        return None
+    with np.errstate(over="ignore"):
+        return np.where(other, np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1000)), 1.0)
 
 
 def far_from_zero(sample: np.ndarray) -> np.ndarray:
@@ -159,7 +187,7 @@ def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndar
     rows = rows / scale
     size = np.sqrt((rows**2).sum(axis=0))
     size[size == 0.0] = 1.0
-    rows, scale = rows / size, scale * size / math.sqrt(len(rows))  # now the root mean square of each column
+    rows, scale = rows / size, scale * (size / math.sqrt(len(rows)))  # now the root mean square of each column
     few = rows[: most + 1]
     if _rank(few @ few.T) == len(few):  # a third of the cost of the Gram matrix below
         return None
@@ -175,7 +203,7 @@ def _basis(X: np.ndarray, centre: np.ndarray | None, strength: float) -> np.ndar
     span = np.empty((rank, n_features))
     span[:, pivots] = triangle[:rank]
     basis: np.ndarray = qr((span * scale).T, mode="economic")[0]
-    found = Coordinates(centre, basis)
+    found = Coordinates(centre=centre, basis=basis)
     for block in row_blocks(n, 8 * n_features):  # rows that the sample has missed may have a direction of their own
         own = X[block].astype(np.float64) - (0.0 if centre is None else centre)
         if not (np.abs(own - found.applied(X[block], "float64") @ basis.T) <= 10.0 * tol * scale).all():

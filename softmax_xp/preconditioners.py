@@ -631,13 +631,24 @@ class Curvature:
         return gram + missing if gram.ndim == 1 else with_diagonal(gram, missing)
 
     def _squares(self) -> np.ndarray:
-        """Return the mean of the squares of each column of A over all rows, (D + 1,)."""
+        """Return the mean of the squares of each column of A over all rows, (D + 1,).
+
+        Raises
+        ------
+        ValueError
+            Where they are too large for the widest dtype of the device.
+        """
         if self._squares_of_all is None:
             objective = self.objective
             weight = objective.sample_weight
             wide = accumulation_dtype(objective.backend.xp, objective.backend.device)
-            sums = self._squares_of(objective.X, None if weight is None else weight[:, None], wide)
-            self._squares_of_all = sums[0] / objective.total_weight
+            sums = self._squares_of(objective.X, None if weight is None else weight[:, None], wide)[0]
+            if not np.isfinite(sums).all():
+                raise ValueError(
+                    f"`X` must hold numbers whose squares {dtype_name(wide)} can sum, where `C` is finite; those of "
+                    f"column {int(np.argmin(np.isfinite(sums)))} are too large; divide it by a power of ten."
+                )
+            self._squares_of_all = sums / objective.total_weight
         return self._squares_of_all
 
     def _unit(self) -> np.ndarray | None:

@@ -94,3 +94,38 @@ def test_features_of_low_rank_take_few_steps_and_a_warm_start_none(rng):
     again = model.objective_
     assert model.fit(X, y).n_iter_[0] <= 2
     assert model.objective_ == pytest.approx(again, rel=1e-4)
+
+
+UNITS = [
+    *(("float64", unit) for unit in (1e-306, 1e-165, 1e-155, 1e155, 1e200, 1e306)),
+    *(("float32", unit) for unit in (1e-38, 1e-25, 1e25, 1e37)),
+]
+
+
+def of_three_classes(rng, dtype):
+    X = rng.normal(size=(300, 4)).astype(dtype)
+    return X, (X @ rng.normal(size=(4, 3)) + rng.gumbel(size=(300, 3))).argmax(axis=1)
+
+
+@pytest.mark.parametrize("columns", [[1], slice(None)], ids=["one feature", "all features"])
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize(("dtype", "unit"), UNITS)
+def test_without_a_penalty_units_whose_squares_the_dtype_cannot_hold_change_nothing(rng, dtype, unit, solver, columns):
+    X, y = of_three_classes(rng, dtype)
+    expected = sx.SoftmaxClassifier(C=np.inf, tol=1e-10, device="cpu").fit(X.astype("float64"), y)
+    probabilities = expected.predict_proba(X)
+    X[:, columns] *= X.dtype.type(unit)
+    model = sx.SoftmaxClassifier(C=np.inf, solver=solver, warm_start=True, device="cpu").fit(X, y)
+    assert model.converged_
+    assert model.objective_ == pytest.approx(expected.objective_, rel=1e-4)
+    np.testing.assert_allclose(model.predict_proba(X), probabilities, atol=0.03)
+    assert model.fit(X, y).n_iter_[0] <= 2
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg", "lbfgs"])
+@pytest.mark.parametrize("unit", [1e155, 1e306])
+def test_with_a_penalty_features_whose_squares_float64_cannot_hold_are_refused_by_name(rng, unit, solver):
+    X, y = of_three_classes(rng, "float64")
+    X[7, 2] = unit
+    with pytest.raises(ValueError, match=r"`X` must hold numbers whose squares float64 can sum.* column 2 "):
+        sx.SoftmaxClassifier(solver=solver, device="cpu").fit(X, y)
