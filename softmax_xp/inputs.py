@@ -59,7 +59,8 @@ def split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
     n_test = math.ceil(holdout * len(rows))
     if n_test in (0, len(rows)):
         raise ValueError(
-            f"{table.source}: --holdout must leave rows to train and to test on, got {holdout} of {len(rows)} rows; "
+            f"{table.source}: --holdout must leave rows to train and to test on, got {holdout} of {len(rows)} rows "
+            f"(one whose class has no other row is not held out); "
             f"lower it, or use --holdout 0"
         )
     by_class = int(np.sum(counts > 1)) <= min(n_test, len(rows) - n_test)

@@ -473,7 +473,8 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     assert Curvature(f, AMPLE).cost(5) == 0.0  # small enough not to count
     monkeypatch.setattr(preconditioners, "FREE", 0.0)
     inverse, eigen, half = preconditioners.INVERSE, preconditioners.EIGEN, preconditioners.GRAM / 2
-    evaluation, gram, of_classes = 2 * 1000 * 30 * (5 + preconditioners.STREAM), 1000 * 30**2 * half, eigen * 5**3
+    evaluation = 1000 * (2 * 30 * (5 + preconditioners.STREAM) + 5 * preconditioners.LOGIT)
+    gram, of_classes = 1000 * 30**2 * half, eigen * 5**3
     assert Curvature(f, AMPLE).cost(5) == pytest.approx((5 * (gram + inverse * 30**3) + of_classes) / evaluation)
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
     assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
