@@ -46,8 +46,13 @@ class Pairs:
         H = (I - S' R^-T Y) H0 (I - Y' R^-1 S) + S' R^-T R^-1 S,
 
     which is what the recursion over pairs computes, in as many operations for twenty pairs as for one: on a GPU each of
-    them is a launch. R^-1 gains a column with each pair, and loses a row and a column with the one that is forgotten.
-    The rows of S, Y and R^-1 are in no order: a new pair takes the place of the oldest.
+    them is a launch. H0 is a preconditioner P, divided by y' P y of the last pair. So Z = Y P is kept in place of Y:
+    with G = Y P Y', a = R^-1 S v and c = y' P y,
+
+        H v = P v / c - Z' a / c + S' R^-T (a - (Z v - G a) / c).
+
+    R^-1 gains a column with each pair, and loses a row and a column with the one that is forgotten. The pairs are in no
+    order: a new one takes the place of the oldest.
 
     Parameters
     ----------
@@ -67,43 +72,44 @@ class Pairs:
         """Forget all pairs."""
         self._n_seen = 0
 
-    def append(self, s: Array, y: Array, curvature: float) -> None:
-        """Add a pair (n,), (n,) of which `curvature` = s'y is positive."""
+    def append(self, s: Array, y: Array, preconditioned: Array, curvature: float) -> None:
+        """Add a pair (n,), (n,) with P y (n,), of which `curvature` = s'y is positive."""
         xp, device = namespace(s=s), device_of(s)
         wide = accumulation_dtype(xp, device)
         if self._arrays is None:
-            S, Y = (xp.empty((self.memory, s.shape[0]), dtype=wide, device=device) for _ in range(2))
-            self._arrays = S, Y, xp.empty((self.memory, self.memory), dtype=wide, device=device)
+            rows = xp.empty((2 * self.memory, s.shape[0]), dtype=wide, device=device)
+            square = (self.memory, self.memory)
+            self._arrays = rows, *(xp.empty(square, dtype=wide, device=device) for _ in range(2))
         at, root = self._n_seen % self.memory, math.sqrt(curvature)
         self._n_seen += 1
-        S, Y, inverse = self._known()
-        S[at, :] = xp.astype(s, wide, copy=False) / root
-        Y[at, :] = xp.astype(y, wide, copy=False) / root
+        rows, inverse, gram = self._known()
+        rows[2 * at, :] = xp.astype(s, wide, copy=False) / root
+        rows[2 * at + 1, :] = xp.astype(preconditioned, wide, copy=False) / root
+        products = xp.reshape(rows @ (xp.astype(y, wide, copy=False) / root), (-1, 2))  # S y and Z y
         inverse[at, :] = 0.0
         inverse[:, at] = 0.0
-        inverse[:, at] = -(inverse @ (S @ Y[at, :]))
+        inverse[:, at] = -(inverse @ products[:, 0])
         inverse[at, at] = 1.0
+        gram[at, :] = products[:, 1]
+        gram[:, at] = products[:, 1]
 
-    def product(self, v: Array, start: Preconditioner) -> Array:
-        """Return H v, (n,), where `start` maps rows (m, n) to H0 times each, which is scaled by the last pair.
-
-        No number comes to the host.
-        """
+    def product(self, v: Array, preconditioned: Array) -> Array:
+        """Return H v (n,) of v (n,) and P v (n,). No number comes to the host."""
         xp = namespace(v=v)
-        S, Y, inverse = self._known()
+        rows, inverse, gram = self._known()
         last = (self._n_seen - 1) % self.memory
-        a = inverse @ (S @ xp.astype(v, S.dtype, copy=False))
-        q = xp.astype(v, S.dtype, copy=False) - a @ Y
-        started = start(xp.stack([q, Y[last, :]]))  # both in one pass over the preconditioner
-        r = started[0, :] / (Y[last, :] @ started[1, :])
-        r = r + ((a - Y @ r) @ inverse) @ S
-        return xp.astype(r, v.dtype, copy=False)
+        curvature = gram[last, last]
+        products = xp.reshape(rows @ xp.astype(v, rows.dtype, copy=False), (-1, 2))  # S v and Z v
+        a = inverse @ products[:, 0]
+        of_s = (a - (products[:, 1] - gram @ a) / curvature) @ inverse
+        factors = xp.reshape(xp.stack([of_s, a / -curvature], axis=1), (-1,))
+        return xp.astype(xp.astype(preconditioned, rows.dtype, copy=False) / curvature + factors @ rows, v.dtype)
 
     def _known(self) -> tuple[Array, Array, Array]:
-        """Return views of S, Y and R^-1, as far as there are pairs."""
-        S, Y, inverse = self._arrays  # type: ignore[misc]
+        """Return views of the rows of S and Z, in turns, of R^-1, and of G, as far as there are pairs."""
+        rows, inverse, gram = self._arrays  # type: ignore[misc]
         n = len(self)
-        return S[:n, :], Y[:n, :], inverse[:n, :n]
+        return rows[: 2 * n, :], inverse[:n, :n], gram[:n, :n]
 
 
 class _LBFGS:
@@ -138,11 +144,12 @@ class _LBFGS:
         self._recent: deque[tuple[float, float]] = deque(maxlen=RECENT + 1)  # values, and gaps by the pairs
         self._gap = math.inf
         self._checked: tuple[Point, Decrement] | None = None  # the last Newton step, and where it starts
+        self._preconditioned: tuple[Array, Array] | None = None  # the last gradient, and the preconditioner times it
         self._stepped = False
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         xp = namespace(grad=point.grad)
-        direction = -self._product(point.grad[None, :])[0, :]
+        direction = -self._estimated(point.grad, self._of_gradient(point))
         decrement = -0.5 * float(dot(xp, direction, point.grad))
         if decrement < 0.0:  # rounding has made an estimate that is not positive definite
             return direction, math.inf, 1.0
@@ -155,6 +162,7 @@ class _LBFGS:
             self.pairs.clear()
             self.precondition = None  # its memory is free before the next one is made
             self.precondition = make(point.x)
+            self._preconditioned = None
             self.understated = 1.0
             self._recent.clear()
             return self.direction(point, target)
@@ -174,7 +182,8 @@ class _LBFGS:
         s, y = after.x - before.x, after.grad - before.grad
         curvature = float(dot(xp, s, y))
         if curvature > SMALLEST:
-            self.pairs.append(s, y, curvature)
+            of_before = self._of_gradient(before)  # known from its direction
+            self.pairs.append(s, y, self._of_gradient(after) - of_before, curvature)
         self._stepped = True
 
     def restarted(self) -> bool:
@@ -209,12 +218,21 @@ class _LBFGS:
         newton = newton_step(product, point.grad, precondition, max_products=max_products, **check._asdict())
         return Decrement(newton, point.x, precondition, self.hidden_gap, exact)
 
+    def _of_gradient(self, point: Point) -> Array:
+        """Return the preconditioner times the gradient at a point (n,). The last one is kept."""
+        if self._preconditioned is None or self._preconditioned[0] is not point.grad:
+            grad = point.grad
+            self._preconditioned = grad, grad if self.precondition is None else self.precondition(grad[None, :])[0, :]
+        return self._preconditioned[1]
+
     def _product(self, rows: Array) -> Array:
         """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
-        start = self.precondition or (lambda x: x)
-        if not len(self.pairs):
-            return start(rows)
-        return namespace(rows=rows).stack([self.pairs.product(rows[i, :], start) for i in range(rows.shape[0])])
+        started = rows if self.precondition is None else self.precondition(rows)
+        return namespace(rows=rows).stack([self._estimated(rows[i, :], started[i, :]) for i in range(rows.shape[0])])
+
+    def _estimated(self, v: Array, preconditioned: Array) -> Array:
+        """Return the estimate of the inverse Hessian times v (n,), of which the preconditioner makes P v (n,)."""
+        return self.pairs.product(v, preconditioned) if len(self.pairs) else preconditioned
 
 
 def minimize(
