@@ -215,6 +215,8 @@ class Decrement:
         it the quadratic model is taken to be right everywhere.
     exact : bool
         Whether the preconditioner is the inverse Hessian where the step starts.
+    missed : float
+        Share of the decrement that conjugate gradients may have missed unnoticed.
     """
 
     def __init__(
@@ -224,9 +226,11 @@ class Decrement:
         precondition: Preconditioner | None,
         hidden_gap: HiddenGap | None,
         exact: bool = False,
+        missed: float = MISSED,
     ) -> None:
         self.newton = newton
         self.exact = exact
+        self.missed = missed
         self.precondition = precondition
         self._params = params
         self._hidden_gap = hidden_gap
@@ -255,14 +259,14 @@ class Decrement:
         """Return the gap at the end of the step, or infinity if `point` is not its end.
 
         If the preconditioner is the inverse Hessian, the gap follows from the gradient at the end. Otherwise the gap is
-        taken to be the share MISSED of the decrement at least, because conjugate gradients miss directions whose
+        taken to be the share `missed` of the decrement at least, because conjugate gradients miss directions whose
         curvature the preconditioner overestimates.
         """
         grad, xp = point.grad, namespace(grad=point.grad)
         if point.step != 1.0:
             return math.inf
         if not self.exact or self.precondition is None:
-            return max(MISSED * self.newton.gap, self.newton.remainder) + self.hidden[1]
+            return max(self.missed * self.newton.gap, self.newton.remainder) + self.hidden[1]
         left = 0.5 * float(dot(xp, grad, self.precondition(grad[None, :])[0, :]))
         return max(left, self.newton.remainder) * CURVATURE_CHANGE + self.hidden[1]
 
