@@ -66,34 +66,26 @@ def cholesky(matrix: np.ndarray, ridge: float) -> np.ndarray:
     """
     potrf = get_lapack_funcs("potrf", (matrix,))
     while True:
-        factor, failed = potrf(_shifted(matrix, ridge), lower=1, clean=1, overwrite_a=1)
+        shifted = np.array(matrix.T, order="F")  # symmetric: LAPACK's order without a transposition
+        shifted[np.diag_indices_from(shifted)] += ridge
+        factor, failed = potrf(shifted, lower=1, clean=1, overwrite_a=1)
         if not failed:
             return factor  # type: ignore[no-any-return]
         ridge *= 100.0
 
 
-def shared_cholesky(matrix: np.ndarray, ridge: float, workspace: Workspace) -> np.ndarray:
-    """As `cholesky`, for a large matrix, with the work shared out. The entries above the diagonal mean nothing.
-
-    The threads of LAPACK are as fast, but their number changes the result.
-    """
-    while not _factorise(factor := _shifted(matrix, ridge), workspace):
-        ridge *= 100.0
-    return factor
-
-
-def _shifted(matrix: np.ndarray, ridge: float) -> np.ndarray:
-    """Return matrix + ridge * I, for a symmetric matrix, in LAPACK's order."""
-    shifted = np.array(matrix.T, order="F")  # without a transposition
-    shifted[np.diag_indices_from(shifted)] += ridge
-    return shifted
-
-
-def _factorise(matrix: np.ndarray, workspace: Workspace) -> bool:
+def factorise(matrix: np.ndarray, workspace: Workspace) -> bool:
     """Overwrite the lower triangle of a symmetric matrix by its Cholesky factor; return whether there is one.
 
     One panel of columns after the other, less what the panels before it contribute (Golub and Van Loan, Matrix
-    Computations, 4th ed., 2013, section 4.2).
+    Computations, 4th ed., 2013, section 4.2). LAPACK's own threads are as fast, but their number changes the result.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray of shape (n, n), column by column
+        What is above the diagonal is not read.
+    workspace : Workspace
+        Shares out the work.
     """
     potrf, trtri = get_lapack_funcs(("potrf", "trtri"), (matrix,))
     n, upper = len(matrix), matrix.T  # row by row
@@ -113,7 +105,8 @@ def _factorise(matrix: np.ndarray, workspace: Workspace) -> bool:
         if failed:
             return False
         upper[panel, panel] = factor
-        workspace.map(partial(solve, panel, trtri(factor)[0].T), parts[1:])
+        if len(parts) > 1:
+            workspace.map(partial(solve, panel, trtri(factor)[0].T), parts[1:])
     return True
 
 

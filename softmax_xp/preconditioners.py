@@ -49,7 +49,7 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 from softmax_xp.backend import select_backend
-from softmax_xp.inverses import cholesky, inverses, shared_cholesky, with_diagonal
+from softmax_xp.inverses import cholesky, factorise, inverses, with_diagonal
 from softmax_xp.objective import LinearObjective
 
 # Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
@@ -367,8 +367,32 @@ class Curvature:
     def whole(self, params: Array, negligible: float = 0.0) -> Preconditioner:
         """Return the inverse of the whole Hessian at `params`, from all rows.
 
-        Rows for which the probabilities of two classes have a product of at most `negligible` do not couple them.
+        Rows for which the probabilities of two classes have a product of at most `negligible` do not couple them. The
+        ridge grows 100-fold until there is a Cholesky factor.
         """
+        matrix, per_unit = self._formed_whole(params, negligible)
+        ridge = max(RIDGE_OF_WHOLE, 8.0 * float(np.finfo(matrix.dtype).eps))
+        diagonal = matrix.reshape(-1)[:: len(matrix) + 1]  # a view
+        diagonal += ridge
+        while not factorise(matrix.T, self.objective.host_workspace):
+            ridge *= 100.0
+            matrix[...], _ = self._formed_whole(params, negligible)  # a copy of it would take as much memory
+            diagonal += ridge
+        factor = matrix.T  # lower, column by column
+        trsv = get_blas_funcs("trsv", (factor,))
+
+        def solve(rows: Array) -> Array:
+            out = np.empty_like(rows)
+            for row, solution in zip(rows, out, strict=True):  # trsv is faster than trsm for few rows
+                scaled = (row.ravel() * per_unit).astype(factor.dtype, copy=False)
+                solved = trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1)
+                solution[...] = (solved * per_unit).reshape(row.shape)
+            return out
+
+        return self._product(None, solve)
+
+    def _formed_whole(self, params: Array, negligible: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return the upper triangle of the whole Hessian, scaled to a unit diagonal, and the factors of that (n,)."""
         objective, n_columns = self.objective, self.n_columns
         n_coef, n_features = objective.coef_shape
         dtype = self._dtype_of_whole()
@@ -385,7 +409,6 @@ class Curvature:
                 rows = np.flatnonzero(pair > negligible)
                 if rows.size:
                     block = own if rows.size == len(own) else own[rows]
-                    # Above the diagonal: LAPACK reads the rows of H as columns, and the triangle below it.
                     H[b, :, a, :] -= (block * (weight[rows] * p[likely[rows], b])[:, None]).T @ block
 
         total = objective.total_weight
@@ -401,21 +424,8 @@ class Curvature:
         diagonal += np.tile(penalty / scale**2, n_coef)
         unit = np.sqrt(np.maximum(diagonal, NOTHING))
         for rows in row_blocks(len(matrix), matrix.itemsize * len(matrix)):
-            matrix[rows] /= unit[rows, None] * unit
-        ridge = max(RIDGE_OF_WHOLE, 8.0 * float(np.finfo(dtype).eps))
-        factor = shared_cholesky(matrix, ridge, objective.host_workspace)
-        per_unit = 1.0 / (unit * np.tile(scale, n_coef))
-        trsv = get_blas_funcs("trsv", (factor,))
-
-        def solve(rows: Array) -> Array:
-            out = np.empty_like(rows)
-            for row, solution in zip(rows, out, strict=True):  # trsv is faster than trsm for few rows
-                scaled = (row.ravel() * per_unit).astype(dtype, copy=False)
-                solved = trsv(factor, trsv(factor, scaled, lower=1), lower=1, trans=1)
-                solution[...] = (solved * per_unit).reshape(row.shape)
-            return out
-
-        return self._product(None, solve)
+            matrix[rows, rows.start :] /= unit[rows, None] * unit[rows.start :]
+        return matrix, 1.0 / (unit * np.tile(scale, n_coef))
 
     def bound(self) -> Preconditioner:
         """Return the inverse of the bound: one matrix for all classes. It does not change during a solve."""
