@@ -71,7 +71,7 @@ WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread w
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 FREE_WHOLE = 5e8  # the same for a whole Hessian, which makes the gap certain: some 20 ms
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
-LOGIT = 200.0  # multiplications that take as long as the row pass over one logit
+LOGIT = 200.0  # multiplications that take as long as the row pass over one logit. A guess; 330 on an Intel Xeon
 # How much longer than those of a large product in float32 multiplications take:
 GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
 INVERSE = 3.0  # of an inverse

@@ -224,6 +224,7 @@ def test_what_does_not_fit_is_never_made(xp, rng, c, monkeypatch):
     full, made = p.matrix(p.curvature().kronecker(params)), []
     np.testing.assert_array_equal(p.matrix(p.curvature(fits).kronecker(params)), full)
     monkeypatch.setattr(inverses, "cholesky", None)  # so that no matrix can be inverted
+    monkeypatch.setattr(preconditioners, "factorise", None)
     for max_bytes in (DIAGONAL, fits - 1):
         curvature = p.curvature(max_bytes)
         made += [curvature.bound(), curvature.kronecker(params), curvature.first(params), curvature.at(params)]
@@ -750,6 +751,38 @@ def test_a_matrix_without_a_cholesky_factor_gets_a_larger_ridge(xp, monkeypatch)
     matrix = np.ones((6, 6)) - 1e-9 * np.eye(6)
     inverse = xp.to_numpy(inverses.inverses(xp.asarray(matrix[None]), 1e-10, Workspace(1)))[0]
     assert np.linalg.eigvalsh((inverse + inverse.T) / 2).min() > 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("n", [1, 4, 5, 33])
+def test_a_factor_whose_work_is_shared_out_is_the_cholesky_factor(rng, n, dtype, monkeypatch):
+    """The same to the last bit for any number of workers."""
+    monkeypatch.setattr(inverses, "PANEL", 4)
+    X = rng.normal(size=(3 * n, n)).astype(dtype)
+    matrix, factors = X.T @ X + np.eye(n, dtype=dtype), []
+    for workers in (1, 2, 3):
+        factors.append(np.array(matrix, order="F"))
+        assert inverses.factorise(factors[-1], Workspace(workers))
+        np.testing.assert_array_equal(np.tril(factors[-1]), np.tril(factors[0]))
+    expected = np.linalg.cholesky(matrix.astype("float64"))
+    tolerance = (1e-5 if dtype == "float32" else 1e-13) * np.abs(expected).max()
+    np.testing.assert_allclose(np.tril(factors[0]), expected, rtol=0, atol=tolerance)
+
+
+def test_a_whole_hessian_without_a_cholesky_factor_gets_a_larger_ridge(rng, monkeypatch):
+    factorise, tried = inverses.factorise, []
+
+    def fails_twice(matrix, workspace):
+        tried.append(matrix[0, 0] - 1.0)
+        return factorise(matrix, workspace) and len(tried) == 3
+
+    X, y = rng.normal(size=(60, 3)), np.arange(60) % 3
+    curvature = Curvature(LinearObjective(backend_of(X), X, y, 3, L2(1e-3)), AMPLE)
+    params = 0.1 * rng.normal(size=12)
+    expected = curvature.whole(params)(params[None, :])
+    monkeypatch.setattr(preconditioners, "factorise", fails_twice)
+    np.testing.assert_allclose(curvature.whole(params)(params[None, :]), expected, rtol=1e-5)
+    np.testing.assert_allclose(tried, preconditioners.RIDGE_OF_WHOLE * np.array([1.0, 1e2, 1e4]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])
