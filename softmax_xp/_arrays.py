@@ -35,8 +35,8 @@ def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> I
         yield slice(start, min(start + step, n_rows))
 
 
-# Sums over rows are formed in this many parts at most, each by one thread, and of so many multiplications at least.
-# Their number depends on the shapes alone, so that a sum does not depend on the number of threads.
+# A sum over rows is divided into at most MAX_SUMS parts. One thread computes each part, of at least MIN_SUM_WORK
+# multiplications. The parts depend on the shapes alone, and so does every bit of the sum.
 MAX_SUMS, MIN_SUM_WORK = 8, 1 << 22
 
 

@@ -2,9 +2,8 @@
 
 Three changes of coordinates leave the objective as it is, and make the arithmetic possible, exact or cheap:
 
-- Features whose squares the arithmetic cannot hold are multiplied by a power of two, where there is no penalty. (A
-  penalty would depend on the unit. With one, small features have no effect, and large ones are an error.)
-
+- Without a penalty, features whose squares the arithmetic cannot hold are multiplied by a power of two. A penalty
+  depends on the unit: with one, features that small have no effect, and features that large are an error.
 - Features far from zero are centred. Their products with the coefficients nearly cancel with the intercept, which takes
   the digits that float32, or a factored Hessian, has. The intercept is not penalised, so that it takes up the shift.
   Without an intercept the features are reflected instead, so that one of them has all of the mean, and the others none.
@@ -34,7 +33,7 @@ from softmax_xp._arrays import (
 
 SAMPLE = 512  # rows, evenly spaced, that the features' medians are taken from
 FAR = 100.0  # ratio of a feature's median to its interquartile range, from which the feature is far from zero
-# Sizes of a feature that arithmetic in its dtype takes as they are: squares, and sums of them, are normal numbers.
+# The least and the largest size of a feature whose squares, and sums of squares, its dtype holds.
 MODEST = {"float32": (1e-20, 1e20), "float64": (1e-140, 1e140)}
 FEW_DIMENSIONS = 0.75  # share of the number of features up to which a basis of their span pays
 INDEPENDENT = 1e-10  # share of a feature's square that other features do not explain, from which it is independent
@@ -116,19 +115,20 @@ def coordinates(X: Array, strength: float, fit_intercept: bool) -> Coordinates:
     """
     unit = _unit(X) if strength == 0.0 else None
     if unit is not None:
-        X = Coordinates(unit).applied(X, dtype_name(X.dtype))
+        X = Coordinates(unit=unit).applied(X, dtype_name(X.dtype))
     sample = to_numpy(X[:: -(-X.shape[0] // SAMPLE), :]).astype(np.float64)
     far, centre = far_from_zero(sample), None
     if far.any():
         centre = np.where(far, np.median(sample, axis=0), 0.0).astype(dtype_name(X.dtype)).astype(np.float64)
         if not fit_intercept:
             reflection = _reflection(centre)
-            return Coordinates(unit, centre, reflection, centre @ reflection, far=True)
-    return Coordinates(unit, centre, _basis(X, centre, strength) if is_numpy(X) else None, far=bool(far.any()))
+            return Coordinates(unit=unit, centre=centre, basis=reflection, shift=centre @ reflection, far=True)
+    basis = _basis(X, centre, strength) if is_numpy(X) else None
+    return Coordinates(unit=unit, centre=centre, basis=basis, far=bool(far.any()))
 
 
 def _unit(X: Array) -> np.ndarray | None:
-    """Return the powers of two that bring features of other sizes than MODEST to about one, (D,), or None."""
+    """Return the power of two that brings each feature outside of MODEST to about one, (D,), or None if none is."""
     xp, largest = namespace(X=X), np.zeros(X.shape[1])
     for rows in row_blocks(X.shape[0], 16 * X.shape[1], block_bytes(device_of(X))):
         largest = np.maximum(largest, to_numpy(xp.max(xp.abs(X[rows, :]), axis=0)))
@@ -136,8 +136,8 @@ def _unit(X: Array) -> np.ndarray | None:
     other = (largest > 0.0) & ((largest < low) | (largest > high))
     if not other.any():
         return None
-    with np.errstate(over="ignore"):
-        return np.where(other, np.ldexp(1.0, np.minimum(-np.frexp(largest)[1], 1000)), 1.0)
+    exponent = np.minimum(-np.frexp(largest)[1], 1000)  # a power of two that float64 holds
+    return np.where(other, np.ldexp(1.0, exponent), 1.0)
 
 
 def far_from_zero(sample: np.ndarray) -> np.ndarray:

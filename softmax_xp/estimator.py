@@ -260,8 +260,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             equal = bool((weight == weight[0]).all())
             where = coordinates(X, strength, self.fit_intercept)
             dtype = self._dtype_name() or dtype_name(X.dtype)
-            # Of features far from zero, float32 holds neither the intercept nor, without one, the logits. It holds no
-            # coefficients of tiny features.
+            # Of features far from zero, float32 holds neither the intercept nor, without one, the logits. Of
+            # tiny features, it does not hold the coefficients.
             wide = where.far or where.unit is not None
             stored = dtype_name(accumulation_dtype(home.xp, home.device)) if wide else dtype
             dtype = dtype if self.fit_intercept else stored

@@ -60,8 +60,7 @@ def split(table: Table, holdout: float, seed: int) -> tuple[Any, Any, Any, Any]:
     if n_test in (0, len(rows)):
         raise ValueError(
             f"{table.source}: --holdout must leave rows to train and to test on, got {holdout} of {len(rows)} rows "
-            f"(one whose class has no other row is not held out); "
-            f"lower it, or use --holdout 0"
+            f"(the only row of a class is never held out); lower it, or use --holdout 0"
         )
     by_class = int(np.sum(counts > 1)) <= min(n_test, len(rows) - n_test)
     kept, held = train_test_split(rows, test_size=n_test, stratify=y[rows] if by_class else None, random_state=seed)

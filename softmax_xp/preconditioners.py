@@ -376,7 +376,7 @@ class Curvature:
         diagonal += ridge
         while not factorise(matrix.T, self.objective.host_workspace):
             ridge *= 100.0
-            matrix[...], _ = self._formed_whole(params, negligible)  # a copy of it would take as much memory
+            matrix[...], _ = self._formed_whole(params, negligible)  # for the moment, two matrices
             diagonal += ridge
         factor = matrix.T  # lower, column by column
         trsv = get_blas_funcs("trsv", (factor,))
@@ -392,7 +392,7 @@ class Curvature:
         return self._product(None, solve)
 
     def _formed_whole(self, params: Array, negligible: float) -> tuple[np.ndarray, np.ndarray]:
-        """Return the upper triangle of the whole Hessian, scaled to a unit diagonal, and the factors of that (n,)."""
+        """Return the upper triangle of the whole Hessian, scaled to a unit diagonal, and the scale factors (n,)."""
         objective, n_columns = self.objective, self.n_columns
         n_coef, n_features = objective.coef_shape
         dtype = self._dtype_of_whole()

@@ -87,11 +87,12 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
                 z, u = (xp.concat([xp.zeros_like(x), x], axis=0) for x in (z, u))
             z = z - xp.max(z, axis=0)
             e = xp.exp(z)
-            total = xp.sum(e, axis=0)  # the inverse of the largest probability
+            total = xp.sum(e, axis=0)
             mean = xp.sum(e * u, axis=0) / total
             sizes[part, :] = xp.abs(rows) @ of_sizes
             weight = weights(part)
-            w[part] = (1.0 - 1.0 / total) / total * weight  # p (1 - p) is largest for the largest probability
+            # The largest p (1 - p). It is not 1 / total - 1 / total^2, which rounds to zero where a row is certain.
+            w[part] = xp.max(e * (total - e), axis=0) / total**2 * weight
             change = xp.maximum(xp.max(u, axis=0) - mean, mean - xp.min(u, axis=0)) + sizes[part, 2]
             (untrusted,) = xp.nonzero((change > TRUSTED_CHANGE) & (weight > 0.0))
             if untrusted.shape[0]:

@@ -381,7 +381,7 @@ def kernels_on_host(tmp_path_factory):
     folder = tmp_path_factory.mktemp("kernels")
     functions: dict[str, object] = {}
     collected: list[str] | None = []
-    one_at_a_time = threading.Lock()  # threads and shared memory of a kernel are static there
+    one_at_a_time = threading.Lock()  # a kernel keeps its threads and shared memory in static variables
 
     def kernel(name, like):
         if collected is not None:

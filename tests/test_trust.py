@@ -55,3 +55,16 @@ def test_nothing_is_hidden_where_no_logit_changes_much(rng):
     start, end = hidden_gap(objective, params, 10.0 * rng.normal(size=objective.n_params))
     assert start > 1e-3
     assert end > 1e-3
+
+
+def test_rows_that_are_nearly_certain_count_in_float32_too(rng):
+    """The bound in float32 is that in float64, with more rounding."""
+    X, labels = rng.normal(size=(60, 3)), np.zeros(60, dtype=np.int64)
+    X[0] *= 100.0
+    hidden = []
+    for dtype in ("float32", "float64"):
+        objective = LinearObjective(backend_of(X.astype(dtype)), X.astype(dtype), labels, 3, L2(0.0))
+        params = np.concatenate([np.zeros(9), [20.0, 0.0, 0.0]])  # the probabilities of classes 1 and 2 are 2e-9
+        hidden.append(hidden_gap(objective, params, np.concatenate([[0.05, 0.0, 0.0], np.zeros(9)])))
+    assert (np.array(hidden[0]) >= 0.9 * np.array(hidden[1])).all()
+    assert min(hidden[1]) > 0.0

@@ -30,7 +30,8 @@ LARGE_GRADIENT_BYTES, LARGE_BLOCK_BYTES = 1 << 20, 12 << 20
 MIN_BLOCK_ROWS = 256
 # Threads wait for each other between NumPy's calls, of which a block takes some forty. On 2 cores of an Intel Xeon one
 # evaluation at (N, D, C) = (20000, 64, 10) in float32 took 7.2 ms in blocks of 2^20 multiplications, 2.5 ms in blocks
-# of 2^23, and 3.8 ms in one thread. A block grows to this work, but not beyond so many bytes.
+# of 2^23, and 3.8 ms in one thread. MIN_BLOCK_WORK is in multiplications. A block is made larger to have them, up to
+# MAX_GROWN_BYTES.
 MIN_BLOCK_WORK, MAX_GROWN_BYTES = 1 << 23, 8 << 20
 ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned addresses
 # Sums of their own, for tasks of few coefficients: enough tasks for any machine, in little memory.

@@ -33,7 +33,7 @@ CHECK_PRODUCTS = 100
 LAST_PRODUCTS = 20  # where the solve has to end: what is wanted then is how far it is, not whether it may end
 SMALLEST = 1e-100  # curvature along a step whose inverse, and square, are still numbers
 MOST_UNDERSTATED = 1e3  # ratio of gaps that is remembered: of pairs that are mostly rounding it may be any number
-CANCELLED = 1e-6  # ratio of y' P y to g' P g, up to which the difference of two P g has too few digits of P y. A guess
+CANCELLED = 1e-6  # ratio of y' P y to g' P g up to which P y, as a difference of two P g, has few digits. A guess
 RECENT = 4  # steps whose gain is held against the gap expected before them
 
 # Called after each step with the estimated gap and the one at which the solve ends; returns what makes a better
@@ -50,8 +50,8 @@ class Pairs:
         H = (I - S' R^-T Y) H0 (I - Y' R^-1 S) + S' R^-T R^-1 S,
 
     which is what the recursion over pairs computes, in as many operations for twenty pairs as for one: on a GPU each of
-    them is a launch. H0 is a preconditioner P, divided by y' P y of the last pair. So Z = Y P is kept in place of Y:
-    with G = Y P Y', a = R^-1 S v and c = y' P y,
+    them is a launch. H0 is a preconditioner P divided by c = y' P y of the last pair. The rows of Z = Y P are kept, and
+    those of Y are not. With G = Y P Y' and a = R^-1 S v,
 
         H v = P v / c - Z' a / c + S' R^-T (a - (Z v - G a) / c).
 
@@ -105,12 +105,12 @@ class Pairs:
         curvature = gram[last, last]
         products = xp.reshape(rows @ xp.astype(v, rows.dtype, copy=False), (-1, 2))  # S v and Z v
         a = inverse @ products[:, 0]
-        of_s = (a - (products[:, 1] - gram @ a) / curvature) @ inverse
-        factors = xp.reshape(xp.stack([of_s, a / -curvature], axis=1), (-1,))
+        s_factors = (a - (products[:, 1] - gram @ a) / curvature) @ inverse
+        factors = xp.reshape(xp.stack([s_factors, a / -curvature], axis=1), (-1,))
         return xp.astype(xp.astype(preconditioned, rows.dtype, copy=False) / curvature + factors @ rows, v.dtype)
 
     def _known(self) -> tuple[Array, Array, Array]:
-        """Return views of the rows of S and Z, in turns, of R^-1, and of G, as far as there are pairs."""
+        """Return views of the known part of: the rows of S and Z, one after the other in turn; R^-1; and G."""
         rows, inverse, gram = self._arrays  # type: ignore[misc]
         n = len(self)
         return rows[: 2 * n, :], inverse[:n, :n], gram[:n, :n]
@@ -153,7 +153,7 @@ class _LBFGS:
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         xp = namespace(grad=point.grad)
-        direction = -self._estimated(point.grad, self._of_gradient(point))
+        direction = -self._estimated(point.grad, self._preconditioned_grad(point))
         decrement = -0.5 * float(dot(xp, direction, point.grad))
         if decrement < 0.0:  # rounding has made an estimate that is not positive definite
             return direction, math.inf, 1.0
@@ -184,14 +184,14 @@ class _LBFGS:
     def stepped(self, before: Point, after: Point) -> None:
         xp = namespace(x=after.x)
         s, y = after.x - before.x, after.grad - before.grad
-        of_before, of_after = self._of_gradient(before), self._of_gradient(after)  # the first is known already
-        of_y = of_after - of_before
-        sizes = dot(xp, s, y), dot(xp, y, of_y), dot(xp, after.grad, of_after)
-        curvature, size, of_gradients = to_numpy(xp.stack(sizes)).tolist()
+        grad_before, grad_after = (self._preconditioned_grad(point) for point in (before, after))
+        preconditioned = grad_after - grad_before  # P y
+        scalars = dot(xp, s, y), dot(xp, y, preconditioned), dot(xp, after.grad, grad_after)
+        curvature, y_size, grad_size = to_numpy(xp.stack(scalars)).tolist()
         if curvature > SMALLEST:
-            if not size > CANCELLED * of_gradients:
-                of_y = y if self.precondition is None else self.precondition(y[None, :])[0, :]
-            self.pairs.append(s, y, of_y, curvature)
+            if not y_size > CANCELLED * grad_size:  # also where it is NaN
+                preconditioned = self._apply_preconditioner(y[None, :])[0, :]
+            self.pairs.append(s, y, preconditioned, curvature)
         self._stepped = True
 
     def restarted(self) -> bool:
@@ -227,20 +227,23 @@ class _LBFGS:
         missed = MISSED_UNKNOWN if check is UNKNOWN else MISSED
         return Decrement(newton, point.x, precondition, self.hidden_gap, exact, missed)
 
-    def _of_gradient(self, point: Point) -> Array:
+    def _apply_preconditioner(self, rows: Array) -> Array:
+        """Return the preconditioner times each of `rows`, (m, n)."""
+        return rows if self.precondition is None else self.precondition(rows)
+
+    def _preconditioned_grad(self, point: Point) -> Array:
         """Return the preconditioner times the gradient at a point (n,). The last one is kept."""
         if self._preconditioned is None or self._preconditioned[0] is not point.grad:
-            grad = point.grad
-            self._preconditioned = grad, grad if self.precondition is None else self.precondition(grad[None, :])[0, :]
+            self._preconditioned = point.grad, self._apply_preconditioner(point.grad[None, :])[0, :]
         return self._preconditioned[1]
 
     def _product(self, rows: Array) -> Array:
         """Return the estimate of the inverse Hessian times each of `rows`, (m, n)."""
-        started = rows if self.precondition is None else self.precondition(rows)
+        started = self._apply_preconditioner(rows)
         return namespace(rows=rows).stack([self._estimated(rows[i, :], started[i, :]) for i in range(rows.shape[0])])
 
     def _estimated(self, v: Array, preconditioned: Array) -> Array:
-        """Return the estimate of the inverse Hessian times v (n,), of which the preconditioner makes P v (n,)."""
+        """Return the estimate of the inverse Hessian times v (n,), given the preconditioner times v (n,)."""
         return self.pairs.product(v, preconditioned) if len(self.pairs) else preconditioned
 
 
