@@ -218,7 +218,7 @@ def test_a_start_far_from_the_solution_is_not_taken_for_it(two, solver, max_memo
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_fits_do_not_depend_on_the_number_of_workers(monkeypatch, solver, schedule, dtype):
     """Not by a single bit."""
-    monkeypatch.setattr(blocked, "MIN_BLOCK_WORK", 1)
+    monkeypatch.setattr(blocked, "BLOCK_WORK", 1)
     monkeypatch.setattr(blocked, "TILE_ROWS", 20)
     monkeypatch.setattr(blocked, "TASK_BYTES", 1000)
     monkeypatch.setattr(blocked, "LANE_BYTES", 0 if schedule == "superblocks" else blocked.LANE_BYTES)
@@ -290,7 +290,7 @@ def test_ctrl_c_in_a_task_leaves_a_usable_model(monkeypatch, call):
             raise KeyboardInterrupt
         return row_pass(*args, **kwargs)
 
-    monkeypatch.setattr(blocked, "MIN_BLOCK_WORK", 1)
+    monkeypatch.setattr(blocked, "BLOCK_WORK", 1)
     monkeypatch.setattr(blocked, "_row_pass", interrupted)
     model = sx.SoftmaxClassifier(workers=3, tol=1e-8, device="cpu")
     if call == 1:  # there is no point yet, with an objective, to stop at

@@ -311,7 +311,7 @@ def small_blocks(monkeypatch):
 # The ways to share out an evaluation, on small problems: lanes of two and three blocks of three rows, with logits
 # class-major and row-major, and of blocks of seven rows in pieces of two; and superblocks of 25 rows, of tiles of 20
 # rows and 3 classes, passed over row by row. The last of each is shorter.
-LANES = {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "MIN_BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5}
+LANES = {"BLOCK_BYTES": 1, "MIN_BLOCK_ROWS": 3, "BLOCK_WORK": 1, "MIN_LANES": 2, "MAX_LANES": 5}
 SCHEDULES = {
     "lanes": LANES,
     "lanes, row-major": {**LANES, "MAX_CLASS_MAJOR": 0},
@@ -594,6 +594,26 @@ def test_blocked_is_the_reference_where_exponentials_leave_the_range(rng, monkey
         for a, e, quantity in zip(actual, expected, ("loss", "grad", "grad"), strict=True):
             assert a.dtype == e.dtype
             np.testing.assert_allclose(a, e, rtol=0, atol=bound(quantity, dtype, e))
+
+
+@pytest.mark.parametrize("c", [2, 3, 1100])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_blocked_multiplies_no_subnormal_numbers(rng, dtype, c):
+    """Processors take ten times as long for them. Where X is the identity matrix, both results are by logit."""
+    n, info = 400, np.finfo(dtype)
+    X, y = np.eye(n, dtype=dtype), np.zeros(n, dtype=np.int64)
+    coef = np.zeros((c, n), dtype=dtype)
+    coef[1:] = rng.uniform(1.2 * np.log(info.smallest_subnormal), 0, size=(c - 1, n))
+    coef[:, ::2] += rng.uniform(-40, 40, size=n // 2)
+    grad = blocked.linear_sums(coef, None, X, y)[1]
+    along = rng.choice([-1.0, 1.0], size=(c, n)).astype(dtype)
+    product = blocked.linear_hessian_product(coef, None, X, along, None)[0]
+    p = reference.softmax(coef.astype("float64"), 0)
+    of_row = np.sum(p * along, axis=0)
+    for actual, exact in ((grad, p - np.eye(c)[:, :1]), (product, p * (along - of_row))):
+        np.testing.assert_allclose(actual, exact, rtol=0, atol=8 * info.eps)
+        assert ((actual == 0.0) | (np.abs(actual) >= info.tiny)).all()
+        assert (actual[1:] == 0.0).mean() > 0.1  # of numbers that are subnormal or less, there were many
 
 
 @pytest.mark.usefixtures("small_blocks")
