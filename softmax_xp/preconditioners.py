@@ -71,15 +71,18 @@ WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread w
 FREE = 1e7  # multiplications that are over before anyone notices, and so are not counted
 FREE_WHOLE = 5e8  # the same for a whole Hessian, which makes the gap certain: some 20 ms
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
-LOGIT = 200.0  # multiplications that take as long as the row pass over one logit. A guess; 330 on an Intel Xeon
+LOGIT = 200.0  # multiplications that take as long as the row pass over one logit: 200 to 330 on an Intel Xeon
+GATHER = 200.0  # the same, to gather, scale and convert one feature of a row that is drawn
+DRAW = 6000.0  # the same, to draw rows for class blocks, for each logit: some twenty array operations
 # How much longer than those of a large product in float32 multiplications take:
-GRAM = 1.5  # of a Gram matrix, whose rows are drawn and scaled first
+GRAM = 1.5  # of a Gram matrix
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
 CHOLESKY = 0.12  # of a Cholesky factor in float64, as a multiple of n^3; half of it in float32
 SOLVE = 8.0  # of the solution with a factor, as a multiple of n^2: reading the factor takes the time
 SOLVES = 30.0  # solutions with a factor before another one is made. A guess
 LIKELY_PAIRS = 10.0  # pairs of classes that are likely for a row, of many. A guess
+LEAST_PROBABILITY = 1e-20  # that counts: products of numbers that may be subnormal in float32 take ten times as long
 NEGLIGIBLE_PAIR = 1e-4  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
 # small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
@@ -97,12 +100,14 @@ FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its dia
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
-RECENT = 4  # iterations whose progress counts
-MOST_TO_COME = 200  # iterations that are foreseen at most, where the gap hardly falls or its estimate rises
+SETTLING = 3  # iterations with a new estimate whose progress does not count: they gain more than those after them
+MOST_TO_COME = 200  # iterations that are foreseen at most, where gains hardly fall
 AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
 MOST_TO_COME_OF_WHOLE = 600  # the same for the whole Hessian: it helps where the other estimates do not
 EARNED = 0.1  # share of an estimate's cost that as many steps have to earn first. A guess
-SHARE_SAVED = 0.6  # of the iterations still to come, that a better estimate is taken to save
+# Share of the cost of a whole Hessian after which, in steps, it is made anew. On features of low rank with 99 classes
+# 0.65 to 1.1 take the same time, and 0.3 takes a fifth more.
+AGED_WHOLE = 0.8
 
 
 @dataclass(frozen=True)
@@ -127,9 +132,8 @@ class ClassBlocks:
 class Curvature:
     """The preconditioners of one objective, and when to change from one to the next.
 
-    The bound comes first where it is cheap. Then, every so often, the rate at which the estimated gap falls tells
-    how many evaluations are still to come; where a finer estimate costs less than the share of them that it is taken
-    to save, it is made at the point reached.
+    The bound comes first where it is cheap. After some steps, how the gains of steps fall tells how many are still to
+    come. Where a finer estimate costs less than so many evaluations, it is made at the point reached.
 
     Parameters
     ----------
@@ -158,9 +162,8 @@ class Curvature:
         self._even: Array | None = None
         self._bound: Preconditioner | None = None
         self._squares_of_all: np.ndarray | None = None
-        self._gaps: list[float] = []  # of the last iterations
+        self._values: list[float] = []  # of the objective, since the estimate in use was made
         self._wait = float(FIRST_LOOK)
-        self._since = 0
         self._earned = 0.0  # steps, less the share EARNED of what the estimates so far have cost
         self._diagonals: deque[tuple[Array, np.ndarray]] = deque(maxlen=2)
         # The diagonal that the estimate in use has, (K, D + 1) or (D + 1,): asked for where a gap is checked.
@@ -198,19 +201,17 @@ class Curvature:
         """Whether the preconditioners know those of the features, and how they change where few rows still count."""
         return self._holds_matrix() and not self._few_rows()
 
-    def due(self, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
+    def due(self, value: float, gap: float, target: float) -> Callable[[Array], Preconditioner] | None:
         """Return what makes a better preconditioner at given parameters where that pays, else None.
 
-        Called once after each step with the estimated gap to the optimum and that at which the solve will end.
+        Called once after each step with the objective, its estimated gap, and the gap at which the solve will end.
         """
-        self._gaps = [*self._gaps[-RECENT:], gap]
-        self._since += 1
+        self._values.append(value)
         self._earned += 1.0
-        if self._since < self._wait or len(self._gaps) <= RECENT or not gap > target:
+        n_steps = len(self._values)
+        if n_steps < self._wait or not gap > target:
             return None
-        self._since = 0
-        rate = math.log(self._gaps[0] / gap) / RECENT if self._gaps[0] > gap else 0.0
-        to_come = math.log(gap / target) / rate if rate > 0.0 and target > 0.0 else math.inf
+        to_come = self._to_come(gap, target)
         for level, make, cost in (
             (3, partial(self.whole, negligible=NEGLIGIBLE_PAIR), self.cost_of_whole(LIKELY_PAIRS)),
             (2, self.class_blocks, self.cost(self.objective.coef_shape[0])),
@@ -218,15 +219,29 @@ class Curvature:
         ):
             if level < self._level:  # a coarser one would be a step back
                 break
-            if self._earned < EARNED * cost:
+            if self._earned < EARNED * cost or (level == self._level == 3 and n_steps < AGED_WHOLE * cost):
                 continue
-            if cost < SHARE_SAVED * min(to_come, MOST_TO_COME if level < 3 else MOST_TO_COME_OF_WHOLE):
+            if cost < min(to_come, MOST_TO_COME if level < 3 else MOST_TO_COME_OF_WHOLE):
                 self._wait *= LATER
-                self._gaps = []
+                self._values = []
                 self._level = level
                 self._earned -= EARNED * cost
                 return make
         return None
+
+    def _to_come(self, gap: float, target: float) -> float:
+        """Return how many steps are still to come if the gains of steps go on falling as they do.
+
+        The gains are those since the estimate in use was made, without its first steps. The pairs' estimate of the gap
+        is no measure of progress: far from the optimum it goes up and down a hundredfold.
+        """
+        half = (len(self._values) - 1 - SETTLING) // 2
+        first, middle, last = (self._values[-1 - i * half] for i in (2, 1, 0))
+        if not 0.0 < middle - last < first - middle:
+            return math.inf
+        ratio = (middle - last) / (first - middle)
+        left = max(gap, (middle - last) * ratio / (1.0 - ratio))
+        return half * math.log(left / target) / -math.log(ratio) if target > 0.0 else math.inf
 
     def at(self, params: Array) -> Preconditioner:
         """Return the finest preconditioner at `params` that one step of Newton's method is worth, or else the bound."""
@@ -242,9 +257,10 @@ class Curvature:
     def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
-        By counting multiplications: GRAM m D^2 / 2 + `factor` D^3 for each matrix, and 2 n D K for an evaluation, or
-        more where it is reading X that takes the time; all but the bound need eigenvectors of the classes, too.
-        Infinite where the matrices would not fit, and nothing where the problem is small.
+        By counting multiplications, or what takes as long. Each matrix takes GATHER m D for its m rows, GRAM m D^2 / 2
+        for their products and `factor` D^3. Rows are drawn for more than one matrix, which takes DRAW n K. All but the
+        bound need eigenvectors of the classes, too. Infinite where the matrices would not fit, and nothing where the
+        problem is small.
         """
         n_coef = self.objective.coef_shape[0]
         drawn = 12 * self.n_sampled  # a class's rows and their weights
@@ -255,7 +271,10 @@ class Curvature:
         n_columns = self.n_columns if self._holds_matrix() else 1
         small, host, least = (SMALL, HOST, LAUNCHES) if is_gpu(self.objective.backend.device) else (1.0, 1.0, 0.0)
         slower = host if factor > INVERSE else small
-        work = n_matrices * (GRAM * self.n_sampled * n_columns**2 / 2 + slower * factor * n_columns**3)
+        of_rows = self.n_sampled * n_columns * (GATHER + GRAM * n_columns / 2)
+        work = n_matrices * (of_rows + slower * factor * n_columns**3)
+        if n_matrices > 1:
+            work += DRAW * self.objective.X.shape[0] * n_coef
         if n_matrices == 1 and factor == INVERSE and self._few_rows():
             n_rows = self.objective.X.shape[0]
             work = host * (GRAM * n_rows**2 * self.n_columns / 2 + factor * n_rows**3)
@@ -403,13 +422,12 @@ class Curvature:
             weight = wp[:, a] * (1.0 - p[:, a])
             H[a, :, a, :] += (Z * weight[:, None]).T @ Z
             likely = np.flatnonzero(p[:, a] > negligible)
-            own, weight = Z[likely], wp[likely, a]
-            for b in range(a):
-                pair = p[likely, a] * p[likely, b]
-                rows = np.flatnonzero(pair > negligible)
-                if rows.size:
-                    block = own if rows.size == len(own) else own[rows]
-                    H[b, :, a, :] -= (block * (weight[rows] * p[likely[rows], b])[:, None]).T @ block
+            own, of_a, of_b = Z[likely], wp[likely, a], p[likely, :a]
+            coupled = of_b * p[likely, a, None] > negligible
+            for b in np.flatnonzero(coupled.any(axis=0)):
+                rows = np.flatnonzero(coupled[:, b])
+                block = own if rows.size == len(own) else own[rows]
+                H[b, :, a, :] -= (block * (of_a[rows] * of_b[rows, b])[:, None]).T @ block
 
         total = objective.total_weight
         for rows, probabilities in self._probabilities(objective.X, params):
@@ -607,7 +625,7 @@ class Curvature:
             yield rows, self._probabilities_of(A[rows, :], params)
 
     def _probabilities_of(self, A: Array, params: Array) -> Array:
-        """Return the probabilities (m, K) of rows of A, of class 1 alone where there are two."""
+        """Return the probabilities (m, K) of rows of A, of class 1 alone where there are two. Tiny ones are zero."""
         objective, xp = self.objective, self.objective.backend.xp
         coef, intercept = objective.split(xp.astype(params, A.dtype, copy=False))
         logits = A @ coef.T
@@ -615,7 +633,8 @@ class Curvature:
         single = coef.shape[0] == 1
         if single:
             logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
-        return objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
+        p = objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
+        return xp.where(p > LEAST_PROBABILITY, p, xp.zeros_like(p))
 
     def _sampled_rows(self) -> tuple[Array, np.ndarray]:
         """Return rows evenly spaced, (m, D), and their weights, which sum to one."""

@@ -228,7 +228,7 @@ def test_what_does_not_fit_is_never_made(xp, rng, c, monkeypatch):
     for max_bytes in (DIAGONAL, fits - 1):
         curvature = p.curvature(max_bytes)
         made += [curvature.bound(), curvature.kronecker(params), curvature.first(params), curvature.at(params)]
-        makers = [curvature.due(1.0, 1e-9) for _ in range(3 * preconditioners.FIRST_LOOK)]
+        makers = [curvature.due(1.0, 1.0, 1e-9) for _ in range(3 * preconditioners.FIRST_LOOK)]
         assert any(makers)  # the diagonal at a point is better than that of the bound
         made += [make(params) for make in makers if make is not None]
     for product in made:
@@ -471,39 +471,43 @@ def test_rows_are_drawn_by_their_weight(rng, monkeypatch):
 def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     X, y = rng.normal(size=(1000, 30)), np.arange(1000) % 5
     f = LinearObjective(backend_of(X), X, y, 5, L2(1e-3), fit_intercept=False)
-    assert Curvature(f, AMPLE).cost(5) == 0.0  # small enough not to count
+    assert Curvature(f, AMPLE).cost(1) == 0.0  # small enough not to count
     monkeypatch.setattr(preconditioners, "FREE", 0.0)
-    inverse, eigen, half = preconditioners.INVERSE, preconditioners.EIGEN, preconditioners.GRAM / 2
+    inverse, eigen, gather = preconditioners.INVERSE, preconditioners.EIGEN, preconditioners.GATHER
+    half, draw = preconditioners.GRAM / 2, 1000 * 5 * preconditioners.DRAW
     evaluation = 1000 * (2 * 30 * (5 + preconditioners.STREAM) + 5 * preconditioners.LOGIT)
-    gram, of_classes = 1000 * 30**2 * half, eigen * 5**3
-    assert Curvature(f, AMPLE).cost(5) == pytest.approx((5 * (gram + inverse * 30**3) + of_classes) / evaluation)
+    gram, of_classes = 1000 * 30 * (gather + 30 * half), eigen * 5**3
+    work = 5 * (gram + inverse * 30**3) + draw + of_classes
+    assert Curvature(f, AMPLE).cost(5) == pytest.approx(work / evaluation)
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
     assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
     with_intercept = LinearObjective(backend_of(X), X, y, 5, L2(1e-3))
-    work = 1000 * 31**2 * half + inverse * 31**3
+    work = 1000 * 31 * (gather + 31 * half) + inverse * 31**3
     assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx(work / evaluation)
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 4)
-    assert Curvature(f, AMPLE).cost(1) == pytest.approx((120 * 30**2 * half + inverse * 30**3) / evaluation)
+    work = 120 * 30 * (gather + 30 * half) + inverse * 30**3
+    assert Curvature(f, AMPLE).cost(1) == pytest.approx(work / evaluation)
     bytes_of_blocks = 5 * (8 * 30**2 + 12 * 120)  # and the rows drawn for them, with their weights
     assert Curvature(f, bytes_of_blocks).cost(5) == Curvature(f, AMPLE).cost(5)
     assert Curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
     assert Curvature(f, bytes_of_blocks - 1).cost(1) == Curvature(f, AMPLE).cost(1)
-    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * half + inverse) / evaluation)
+    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * (gather + half) + inverse) / evaluation)
     narrow = LinearObjective(backend_of(X), X[:, :2], np.arange(1000) % 50, 50, L2(1e-3), fit_intercept=False)
     assert Curvature(narrow, 4 * 8 * 50**2).cost(50) < math.inf  # the basis of the classes takes the most
     assert Curvature(narrow, 4 * 8 * 50**2 - 1).cost(50) == math.inf
 
 
 def slow(curvature, n_calls, fall, target):
-    """What `due` returns for gaps that fall by a factor each, from one."""
-    return [curvature.due(fall**i, target) for i in range(n_calls)]
+    """What `due` returns for gaps that fall by a factor each, from one, to the minimum zero."""
+    return [curvature.due(fall**i, fall**i, target) for i in range(n_calls)]
 
 
 @pytest.fixture
 def counted(rng, monkeypatch):
     """A problem small enough to be quick, where work counts: the Kronecker product costs less than the blocks."""
-    monkeypatch.setattr(preconditioners, "FREE", 0.0)
+    for free in ("FREE", "GATHER", "DRAW"):
+        monkeypatch.setattr(preconditioners, free, 0.0)
     X = rng.normal(size=(200, 60))
     f = LinearObjective(backend_of(X), X, np.arange(200) % 30, 30, L2(1e-3))
     curvature = Curvature(f, AMPLE)
@@ -514,7 +518,7 @@ def counted(rng, monkeypatch):
 def between(curvature, fall, gap):
     """The target at which a gap that falls so is worth the Kronecker product, and not the class blocks."""
     iterations = math.sqrt(curvature.cost(1, preconditioners.EIGEN) * curvature.cost(30))
-    return gap * fall ** (iterations / preconditioners.SHARE_SAVED)
+    return gap * fall**iterations
 
 
 def test_a_gap_that_falls_slowly_brings_the_class_blocks(counted):
@@ -531,13 +535,35 @@ def test_a_gap_that_does_not_fall_brings_the_class_blocks(counted):
 
 def test_no_more_is_saved_than_the_steps_that_are_foreseen(counted, monkeypatch):
     n, later = preconditioners.FIRST_LOOK, math.ceil(preconditioners.FIRST_LOOK * preconditioners.LATER)
-    costs = np.array([counted.cost(1, preconditioners.EIGEN), counted.cost(30)]) / preconditioners.SHARE_SAVED
+    costs = np.array([counted.cost(1, preconditioners.EIGEN), counted.cost(30)])
     monkeypatch.setattr(preconditioners, "MOST_TO_COME", 0.9 * costs[0])
     assert slow(counted, n, 1.0, 1e-8) == [None] * n
     monkeypatch.setattr(preconditioners, "MOST_TO_COME", 0.9 * costs[1])
-    assert slow(counted, n, 1.0, 1e-8)[-1] == counted.kronecker
+    assert slow(counted, n, 1.0, 1e-8)[0] == counted.kronecker  # asked for at each step, once there were enough
     monkeypatch.setattr(preconditioners, "MOST_TO_COME", 1.1 * costs[1])
-    assert slow(counted, later, 1.0, 1e-8)[-1] == counted.class_blocks
+    assert slow(counted, later, 1.0, 1e-8)[later - n] == counted.class_blocks
+
+
+def test_gains_that_fall_fast_bring_nothing_whatever_the_estimate_of_the_gap(counted):
+    n = preconditioners.FIRST_LOOK
+    target = 0.1**n
+    assert [counted.due(0.1**i, (1 + i) * target, target) for i in range(n + 1)] == [None] * (n + 1)
+
+
+def test_gains_that_do_not_fall_bring_the_class_blocks_whatever_the_estimate_of_the_gap(counted):
+    n = preconditioners.FIRST_LOOK
+    target = 0.1**n
+    assert [counted.due(-float(i), 0.5 * 0.1**i, target) for i in range(n)][-1] == counted.class_blocks
+
+
+def test_the_whole_hessian_is_made_anew_after_a_share_of_its_cost(counted, monkeypatch):
+    monkeypatch.setattr(preconditioners, "MOST_TO_COME_OF_WHOLE", math.inf)
+    monkeypatch.setattr(Curvature, "cost_of_whole", lambda *args: 100.0)
+    made = [i for i, make in enumerate(slow(counted, 400, 1.0, 1e-8), 1) if getattr(make, "func", None)]
+    first = math.ceil(preconditioners.EARNED * 100.0)
+    assert len(made) > 3
+    assert first <= made[0] <= 2 * first
+    assert set(np.diff(made)) == {round(preconditioners.AGED_WHOLE * 100.0)}
 
 
 def test_a_gap_that_falls_fast_brings_nothing(counted):
@@ -546,9 +572,9 @@ def test_a_gap_that_falls_fast_brings_nothing(counted):
 
 
 def test_a_gap_that_is_small_enough_brings_nothing(counted):
-    assert [counted.due(1.0, 1.0) for _ in range(50)] == [None] * 50
-    assert [counted.due(0.5, 1.0) for _ in range(50)] == [None] * 50
-    assert [counted.due(math.nan, 1.0) for _ in range(50)] == [None] * 50
+    assert [counted.due(1.0, 1.0, 1.0) for _ in range(50)] == [None] * 50
+    assert [counted.due(1.0, 0.5, 1.0) for _ in range(50)] == [None] * 50
+    assert [counted.due(1.0, math.nan, 1.0) for _ in range(50)] == [None] * 50
 
 
 def test_kronecker_comes_where_the_class_blocks_are_too_dear(counted):
@@ -595,8 +621,8 @@ def test_of_uncorrelated_features_the_scales_are_enough(xp, rng):
     diagonal, whole = flat.matrix(curvature.first(zeros)), flat.matrix(flat.curvature().bound())
     np.testing.assert_allclose(diagonal, flat.matrix(flat.curvature(DIAGONAL).bound()), rtol=1e-5)
     assert np.abs(diagonal - whole).max() > 1e-3 * np.abs(whole).max()
-    assert not any(curvature.due(1.0, 1e-9) for _ in range(preconditioners.PATIENCE - 1))
-    assert curvature.due(1.0, 1e-9) is not None
+    assert not any(curvature.due(1.0, 1.0, 1e-9) for _ in range(preconditioners.PATIENCE - 1))
+    assert curvature.due(1.0, 1.0, 1e-9) is not None
     np.testing.assert_array_equal(mixed.matrix(mixed.curvature().first(zeros)), mixed.matrix(mixed.curvature().bound()))
 
 
@@ -622,7 +648,7 @@ def test_a_path_of_penalties_keeps_its_class_blocks(monkeypatch, no_whole):
     made = []
     make = Curvature.class_blocks
     monkeypatch.setattr(Curvature, "class_blocks", lambda self, params: made.append(1) or make(self, params))
-    monkeypatch.setattr(Curvature, "due", lambda self, gap, target: None)
+    monkeypatch.setattr(Curvature, "due", lambda self, value, gap, target: None)
     X, y = load_breast_cancer(return_X_y=True)
     model = sx.SoftmaxClassifier(warm_start=True, device="cpu")
     for C in (0.01, 0.03, 0.1, 0.3, 1.0):

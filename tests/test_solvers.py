@@ -314,12 +314,12 @@ def test_pairs_take_as_many_operations_however_many_they_are(rng):
 
 
 def test_lbfgs_goes_on_from_what_is_due(rng):
-    """`due` is asked once a step with the gap and the target; the next step is along what it makes alone."""
+    """`due` is asked once a step with the value, the gap and the target; the next step is along what it makes alone."""
     f = Quadratic(NumPyLibrary, rng, "float64", n=30, condition=1e4)
     counting, asked, made, seen = counted(f.value_and_grad), [], [], []
 
-    def due(gap, target):
-        asked.append((gap, target))
+    def due(value, gap, target):
+        asked.append((value, gap, target))
         return make if len(asked) == 5 else None
 
     def make(params):
@@ -339,7 +339,8 @@ def test_lbfgs_goes_on_from_what_is_due(rng):
     np.testing.assert_array_equal(made[0], seen[4][1])
     step, expected = seen[5][1] - made[0], -f.value_and_grad(made[0])[1] / np.diag(f.A)
     np.testing.assert_allclose(step / np.linalg.norm(step), expected / np.linalg.norm(expected), atol=1e-9)
-    for (gap, target), (iterate, _) in zip(asked, seen, strict=True):
+    for (value, gap, target), (iterate, _) in zip(asked, seen, strict=True):
+        assert value == iterate.objective
         assert 0 < target <= 1e-9 * abs(iterate.objective)
         assert gap > 0
 

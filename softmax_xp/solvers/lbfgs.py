@@ -36,9 +36,9 @@ MOST_UNDERSTATED = 1e3  # ratio of gaps that is remembered: of pairs that are mo
 CANCELLED = 1e-6  # ratio of y' P y to g' P g up to which P y, as a difference of two P g, has few digits. A guess
 RECENT = 4  # steps whose gain is held against the gap expected before them
 
-# Called after each step with the estimated gap and the one at which the solve ends; returns what makes a better
-# preconditioner at given parameters, or None.
-Due: TypeAlias = Callable[[float, float], Callable[[Array], Preconditioner] | None]
+# Called after each step with the value, its estimated gap, and the gap at which the solve ends; returns what makes a
+# better preconditioner at given parameters, or None.
+Due: TypeAlias = Callable[[float, float, float], Callable[[Array], Preconditioner] | None]
 
 
 class Pairs:
@@ -160,7 +160,7 @@ class _LBFGS:
         self._recent.append((point.value, decrement))
         value, expected = self._recent[0]  # what has been gained since then was missing then
         gap = self._gap = decrement * max(self.understated, (value - point.value) / expected if expected > 0.0 else 1.0)
-        make = self.due(gap, target) if self.due is not None and self._stepped else None
+        make = self.due(point.value, gap, target) if self.due is not None and self._stepped else None
         self._stepped = False
         if make is not None:
             self.pairs.clear()
@@ -286,8 +286,8 @@ def minimize(
     renewed : callable, optional
         Takes parameters and the `precondition` in use to one that conjugate gradients can trust there.
     due : callable, optional
-        Called with the estimated gap, and that at which the solve will end, after each step; returns what makes
-        another `precondition` at given parameters, with which the recursion starts afresh, or None to go on.
+        Called with the value, its estimated gap, and the gap at which the solve will end, after each step; returns what
+        makes another `precondition` at given parameters, with which the recursion starts afresh, or None to go on.
     correlations : bool, default True
         Whether `precondition` knows those of the parameters, and not their scales alone. If not, or without it, the
         estimate of the gap takes 50 products with the Hessian at least.
