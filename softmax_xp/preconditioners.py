@@ -244,10 +244,14 @@ class Curvature:
         return half * math.log(left / target) / -math.log(ratio) if target > 0.0 else math.inf
 
     def at(self, params: Array) -> Preconditioner:
-        """Return the finest preconditioner at `params` that one step of Newton's method is worth, or else the bound."""
-        if self.cost_of_whole() <= NEWTON:
+        """Return the finest preconditioner at `params` that one step of Newton's method is worth, or else the bound.
+
+        At zero all rows have the same probabilities, and the Kronecker product lacks nothing.
+        """
+        at_zero = not bool(self.objective.backend.xp.any(params != 0.0))
+        if not at_zero and self.cost_of_whole() <= NEWTON:
             return self.whole(params)
-        if self.cost(self.objective.coef_shape[0]) <= NEWTON:
+        if not at_zero and self.cost(self.objective.coef_shape[0]) <= NEWTON:
             return self.class_blocks(params)
         if self.cost(1, EIGEN) <= NEWTON:
             return self.kronecker(params)
@@ -432,6 +436,8 @@ class Curvature:
         total = objective.total_weight
         for rows, probabilities in self._probabilities(objective.X, params):
             p = np.asarray(probabilities, dtype=dtype)
+            if n_coef > 1:  # those of float32 sum to one but for rounding, which would be curvature, of either sign
+                p = p / p.sum(axis=1, keepdims=True)
             Z = np.ones((len(p), n_columns), dtype=dtype)
             Z[:, :n_features] = objective.X[rows, :]
             Z /= scale

@@ -663,6 +663,15 @@ def test_a_path_of_penalties_keeps_its_class_blocks(monkeypatch, no_whole):
     assert "_class_blocks" not in vars(model.set_params(warm_start=False).fit(X, y))
 
 
+def test_at_zero_the_kronecker_product_lacks_nothing(xp, rng, monkeypatch):
+    p = Problem(xp, rng)
+    zeros = p.params(np.zeros(p.dense.n_params))
+    np.testing.assert_array_equal(p.matrix(p.curvature().at(zeros)), p.matrix(p.curvature().kronecker(zeros)))
+    np.testing.assert_allclose(
+        p.matrix(p.curvature().at(zeros)), p.matrix(p.curvature().class_blocks(zeros)), rtol=1e-3
+    )
+
+
 def test_the_finest_that_a_step_is_worth_is_made_at_a_point(xp, rng, monkeypatch, no_whole):
     p = Problem(xp, rng, n=200, d=8, c=30)
     params, curvature = p.params(0.3 * rng.normal(size=p.dense.n_params)), p.curvature()
@@ -793,6 +802,17 @@ def test_a_factor_whose_work_is_shared_out_is_the_cholesky_factor(rng, n, dtype,
     expected = np.linalg.cholesky(matrix.astype("float64"))
     tolerance = (1e-5 if dtype == "float32" else 1e-13) * np.abs(expected).max()
     np.testing.assert_allclose(np.tril(factors[0]), expected, rtol=0, atol=tolerance)
+
+
+def test_the_whole_hessian_of_float32_needs_no_larger_ridge(rng, monkeypatch):
+    """Its classes' common shift has no curvature, which the rounding of float32 probabilities would make negative."""
+    tries, factorise = [], preconditioners.factorise
+    monkeypatch.setattr(preconditioners, "factorise", lambda *args: tries.append(1) or factorise(*args))
+    X = (rng.normal(size=(2000, 12)) * np.logspace(-3, 3, 12)).astype(np.float32)
+    f = LinearObjective(backend_of(X), X, np.arange(2000) % 5, 5, L2(1e-9))
+    for scale in (0.0, 1e-3):
+        Curvature(f, AMPLE).whole((scale * rng.normal(size=f.n_params)).astype(np.float32))
+    assert len(tries) == 2
 
 
 def test_a_whole_hessian_without_a_cholesky_factor_gets_a_larger_ridge(rng, monkeypatch):
