@@ -72,17 +72,19 @@ FREE = 1e7  # multiplications that are over before anyone notices, and so are no
 FREE_WHOLE = 5e8  # the same for a whole Hessian, which makes the gap certain: some 20 ms
 STREAM = 25  # coefficients a feature for which reading X takes as long as multiplying it
 LOGIT = 200.0  # multiplications that take as long as the row pass over one logit: 200 to 330 on an Intel Xeon
-GATHER = 200.0  # the same, to gather, scale and convert one feature of a row that is drawn
-DRAW = 6000.0  # the same, to draw rows for class blocks, for each logit: some twenty array operations
+GATHER = 200.0  # multiplications that take as long as gathering, scaling and converting one feature of a sampled row
+DRAW = 6000.0  # multiplications that take as long as the twenty array operations, per logit, that sample the rows
 # How much longer than those of a large product in float32 multiplications take:
-GRAM = 1.5  # of a Gram matrix
+GRAM = 1.5  # those of a Gram matrix
 INVERSE = 3.0  # of an inverse
 EIGEN = 30.0  # of eigenvectors, and all that is made of them
 CHOLESKY = 0.12  # of a Cholesky factor in float64, as a multiple of n^3; half of it in float32
 SOLVE = 8.0  # of the solution with a factor, as a multiple of n^2: reading the factor takes the time
 SOLVES = 30.0  # solutions with a factor before another one is made. A guess
 LIKELY_PAIRS = 10.0  # pairs of classes that are likely for a row, of many. A guess
-LEAST_PROBABILITY = 1e-20  # that counts: products of numbers that may be subnormal in float32 take ten times as long
+LEAST_PROBABILITY = (
+    1e-20  # smaller probabilities become zero, so that no product is of subnormal numbers, which is slow
+)
 NEGLIGIBLE_PAIR = 1e-4  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
 # small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
@@ -100,13 +102,13 @@ FLAT = 0.25  # variance of the eigenvalues of a scaled bound up to which its dia
 PATIENCE = 32  # iterations after which progress is judged then
 FIRST_LOOK = 8  # iterations after which progress is judged, and by how much later each time after that
 LATER = 1.5
-SETTLING = 3  # iterations with a new estimate whose progress does not count: they gain more than those after them
+SETTLING = 3  # first iterations with a new estimate, whose gains are larger than those of later ones, and not counted
 MOST_TO_COME = 200  # iterations that are foreseen at most, where gains hardly fall
 AGED = 10.0  # factor by which the curvature of one parameter has changed more than its class's, to be known anew
 MOST_TO_COME_OF_WHOLE = 600  # the same for the whole Hessian: it helps where the other estimates do not
 EARNED = 0.1  # share of an estimate's cost that as many steps have to earn first. A guess
-# Share of the cost of a whole Hessian after which, in steps, it is made anew. On features of low rank with 99 classes
-# 0.65 to 1.1 take the same time, and 0.3 takes a fifth more.
+# A whole Hessian is made anew after as many steps as this share of its cost in evaluations. On features of low rank
+# with 99 classes shares of 0.65 to 1.1 took the same time, and 0.3 took a fifth more.
 AGED_WHOLE = 0.8
 
 
@@ -132,8 +134,8 @@ class ClassBlocks:
 class Curvature:
     """The preconditioners of one objective, and when to change from one to the next.
 
-    The bound comes first where it is cheap. After some steps, how the gains of steps fall tells how many are still to
-    come. Where a finer estimate costs less than so many evaluations, it is made at the point reached.
+    The bound comes first where it is cheap. Later, the gains of the last steps are extrapolated to the number of steps
+    still to come. A finer estimate is made at the point reached if it costs fewer evaluations than that number.
 
     Parameters
     ----------
@@ -162,7 +164,7 @@ class Curvature:
         self._even: Array | None = None
         self._bound: Preconditioner | None = None
         self._squares_of_all: np.ndarray | None = None
-        self._values: list[float] = []  # of the objective, since the estimate in use was made
+        self._values: list[float] = []  # the objective after each step with the estimate in use
         self._wait = float(FIRST_LOOK)
         self._earned = 0.0  # steps, less the share EARNED of what the estimates so far have cost
         self._diagonals: deque[tuple[Array, np.ndarray]] = deque(maxlen=2)
@@ -176,7 +178,7 @@ class Curvature:
         That is the bound, unless the start is somewhere that an earlier solve has found, near the optimum; where
         the features are nearly uncorrelated, it is the bound's diagonal, and progress is judged later.
         """
-        if bool(self.objective.backend.xp.any(params != 0.0)):
+        if not self._is_zero(params):
             if self.cost_of_whole() <= WARM:
                 self._level = 3
                 return self.whole(params)
@@ -230,10 +232,10 @@ class Curvature:
         return None
 
     def _to_come(self, gap: float, target: float) -> float:
-        """Return how many steps are still to come if the gains of steps go on falling as they do.
+        """Return how many steps are still to come, if the gain of a step goes on falling by the same factor.
 
-        The gains are those since the estimate in use was made, without its first steps. The pairs' estimate of the gap
-        is no measure of progress: far from the optimum it goes up and down a hundredfold.
+        The factor is that between the two halves of the steps with the estimate in use, without the first SETTLING. The
+        gap that L-BFGS estimates is no measure of progress: far from the optimum it goes up and down a hundredfold.
         """
         half = (len(self._values) - 1 - SETTLING) // 2
         first, middle, last = (self._values[-1 - i * half] for i in (2, 1, 0))
@@ -246,25 +248,27 @@ class Curvature:
     def at(self, params: Array) -> Preconditioner:
         """Return the finest preconditioner at `params` that one step of Newton's method is worth, or else the bound.
 
-        At zero all rows have the same probabilities, and the Kronecker product lacks nothing.
+        At zero all rows have the same probabilities, and the Hessian is a Kronecker product.
         """
-        at_zero = not bool(self.objective.backend.xp.any(params != 0.0))
-        if not at_zero and self.cost_of_whole() <= NEWTON:
-            return self.whole(params)
-        if not at_zero and self.cost(self.objective.coef_shape[0]) <= NEWTON:
-            return self.class_blocks(params)
+        if not self._is_zero(params):
+            if self.cost_of_whole() <= NEWTON:
+                return self.whole(params)
+            if self.cost(self.objective.coef_shape[0]) <= NEWTON:
+                return self.class_blocks(params)
         if self.cost(1, EIGEN) <= NEWTON:
             return self.kronecker(params)
         bound = self.bound()
         return self.renewed(params, bound) or bound
 
+    def _is_zero(self, params: Array) -> bool:
+        return not bool(self.objective.backend.xp.any(params != 0.0))
+
     def cost(self, n_matrices: int, factor: float = INVERSE) -> float:
         """Return what forming and inverting so many matrices costs, in evaluations of value and gradient.
 
-        By counting multiplications, or what takes as long. Each matrix takes GATHER m D for its m rows, GRAM m D^2 / 2
-        for their products and `factor` D^3. Rows are drawn for more than one matrix, which takes DRAW n K. All but the
-        bound need eigenvectors of the classes, too. Infinite where the matrices would not fit, and nothing where the
-        problem is small.
+        The unit of work is a multiplication. Each matrix takes GATHER m D for its m rows, GRAM m D^2 / 2 for their
+        products and `factor` D^3. For more than one matrix, sampling the rows takes DRAW n K. All but the bound need
+        eigenvectors of the classes, too. The cost is infinite if the matrices do not fit, and zero for a small problem.
         """
         n_coef = self.objective.coef_shape[0]
         drawn = 12 * self.n_sampled  # a class's rows and their weights
@@ -436,7 +440,7 @@ class Curvature:
         total = objective.total_weight
         for rows, probabilities in self._probabilities(objective.X, params):
             p = np.asarray(probabilities, dtype=dtype)
-            if n_coef > 1:  # those of float32 sum to one but for rounding, which would be curvature, of either sign
+            if n_coef > 1:  # a sum other than one, by rounding in float32, would make the Hessian indefinite
                 p = p / p.sum(axis=1, keepdims=True)
             Z = np.ones((len(p), n_columns), dtype=dtype)
             Z[:, :n_features] = objective.X[rows, :]
@@ -631,7 +635,10 @@ class Curvature:
             yield rows, self._probabilities_of(A[rows, :], params)
 
     def _probabilities_of(self, A: Array, params: Array) -> Array:
-        """Return the probabilities (m, K) of rows of A, of class 1 alone where there are two. Tiny ones are zero."""
+        """Return the probabilities (m, K) of rows of A; of class 1 alone for two classes.
+
+        Probabilities up to LEAST_PROBABILITY are returned as zero.
+        """
         objective, xp = self.objective, self.objective.backend.xp
         coef, intercept = objective.split(xp.astype(params, A.dtype, copy=False))
         logits = A @ coef.T

@@ -599,7 +599,7 @@ def test_blocked_is_the_reference_where_exponentials_leave_the_range(rng, monkey
 @pytest.mark.parametrize("c", [2, 3, 1100])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_blocked_multiplies_no_subnormal_numbers(rng, dtype, c):
-    """Processors take ten times as long for them. Where X is the identity matrix, both results are by logit."""
+    """X is the identity matrix, so that the results are the factors of the products with X."""
     n, info = 400, np.finfo(dtype)
     X, y = np.eye(n, dtype=dtype), np.zeros(n, dtype=np.int64)
     coef = np.zeros((c, n), dtype=dtype)
@@ -613,7 +613,7 @@ def test_blocked_multiplies_no_subnormal_numbers(rng, dtype, c):
     for actual, exact in ((grad, p - np.eye(c)[:, :1]), (product, p * (along - of_row))):
         np.testing.assert_allclose(actual, exact, rtol=0, atol=8 * info.eps)
         assert ((actual == 0.0) | (np.abs(actual) >= info.tiny)).all()
-        assert (actual[1:] == 0.0).mean() > 0.1  # of numbers that are subnormal or less, there were many
+        assert (actual[1:] == 0.0).mean() > 0.1  # many probabilities are subnormal, or less
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -506,8 +506,8 @@ def slow(curvature, n_calls, fall, target):
 @pytest.fixture
 def counted(rng, monkeypatch):
     """A problem small enough to be quick, where work counts: the Kronecker product costs less than the blocks."""
-    for free in ("FREE", "GATHER", "DRAW"):
-        monkeypatch.setattr(preconditioners, free, 0.0)
+    for constant in ("FREE", "GATHER", "DRAW"):
+        monkeypatch.setattr(preconditioners, constant, 0.0)
     X = rng.normal(size=(200, 60))
     f = LinearObjective(backend_of(X), X, np.arange(200) % 30, 30, L2(1e-3))
     curvature = Curvature(f, AMPLE)
@@ -663,7 +663,7 @@ def test_a_path_of_penalties_keeps_its_class_blocks(monkeypatch, no_whole):
     assert "_class_blocks" not in vars(model.set_params(warm_start=False).fit(X, y))
 
 
-def test_at_zero_the_kronecker_product_lacks_nothing(xp, rng, monkeypatch):
+def test_at_zero_the_hessian_is_a_kronecker_product(xp, rng):
     p = Problem(xp, rng)
     zeros = p.params(np.zeros(p.dense.n_params))
     np.testing.assert_array_equal(p.matrix(p.curvature().at(zeros)), p.matrix(p.curvature().kronecker(zeros)))
@@ -805,7 +805,7 @@ def test_a_factor_whose_work_is_shared_out_is_the_cholesky_factor(rng, n, dtype,
 
 
 def test_the_whole_hessian_of_float32_needs_no_larger_ridge(rng, monkeypatch):
-    """Its classes' common shift has no curvature, which the rounding of float32 probabilities would make negative."""
+    """A shift of all classes has no curvature. Rounding of float32 probabilities would make it negative."""
     tries, factorise = [], preconditioners.factorise
     monkeypatch.setattr(preconditioners, "factorise", lambda *args: tries.append(1) or factorise(*args))
     X = (rng.normal(size=(2000, 12)) * np.logspace(-3, 3, 12)).astype(np.float32)

@@ -28,11 +28,11 @@ BLOCK_BYTES = 4 << 20
 # blocks pay: their products take longer than X takes to be read twice.
 LARGE_GRADIENT_BYTES, LARGE_BLOCK_BYTES = 1 << 20, 12 << 20
 MIN_BLOCK_ROWS = 256
-# Threads wait for each other between NumPy's calls, of which a block takes some forty. On 2 cores of an Intel Xeon one
-# evaluation at (N, D, C) = (20000, 64, 10) in float32 took 7.2 ms in blocks of 2^20 multiplications, 2.5 ms in blocks
-# of 2^23, and 3.8 ms in one thread; at (10000, 256, 20), 4.6 ms in blocks of 2^23 and 3.7 ms in blocks of 2^24.
-# BLOCK_WORK is in multiplications. A block is made larger to have them, up to MAX_GROWN_BYTES, and MAX_LOGIT_BYTES of
-# logits, for which each thread has memory. Two blocks of half as many multiplications are better than one.
+# Threads wait for each other between NumPy's calls, of which a block takes some forty. Blocks are therefore enlarged
+# until they have BLOCK_WORK multiplications, but to no more than MAX_GROWN_BYTES of X and logits, and MAX_LOGIT_BYTES
+# of logits, for which each thread allocates memory. Two blocks of half as many multiplications are better than one. On
+# 2 cores of an Intel Xeon, in float32, an evaluation at (N, D, C) = (20000, 64, 10) took 7.2 ms with blocks of 2^20
+# multiplications and 2.5 ms with blocks of 2^23. At (10000, 256, 20) it took 4.6 ms with 2^23 and 3.7 ms with 2^24.
 BLOCK_WORK, MAX_GROWN_BYTES, MAX_LOGIT_BYTES = 1 << 24, 8 << 20, 3 << 20
 ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned addresses
 # Sums of their own, for tasks of few coefficients: enough tasks for any machine, in little memory.
@@ -63,13 +63,13 @@ TASK_BYTES = 1 << 20  # of logits in one task of the row pass
 MAX_CLASS_MAJOR = 1024
 # Exponentials of logits up to this size, sums of them, and the inverses of these are factors that overflow nothing.
 MODEST_LOGIT = 32.0
-# Processors take ten times as long or more for subnormal numbers. In float32 the probabilities of a confident model are
-# such. Those up to this multiple of the least normal number count as zero in sums and gradients, which they are too
-# small to change. Those above it remain normal numbers when they are multiplied with the weights of rows.
+# Arithmetic on subnormal numbers takes ten times as long or more. A confident model has such probabilities in float32.
+# Probabilities below ABOVE_SUBNORMAL times the least normal number are too small to change a sum, and become zero.
+# Larger ones remain normal numbers when they are multiplied with the weights of rows.
 ABOVE_SUBNORMAL = 1e8
-# Logits of many classes come from memory. It is enough to look for such probabilities in one row of so many: a few that
-# are missed cost a little time and change nothing.
-SEEN_ROWS = 8
+# Reading the logits of many classes from main memory takes time, so that only one row in ROWS_PER_CHECK is searched for
+# logits of such probabilities. A subnormal number that is overlooked costs time, and does not change the result.
+ROWS_PER_CHECK = 8
 
 
 Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
@@ -502,15 +502,15 @@ def _modest_row_losses(
     smoothing: float,
     losses: np.ndarray,
 ) -> np.ndarray | None:
-    """Do so without a shift, which spares two passes over `z`, and return the sums (m,).
+    """Compute the losses, as `_row_losses` does, without subtracting the row maximum. Return the sums (m,).
 
-    Returns None, with the logits as they were, where that of a label, `_entries` of z, is not modest, where another one
-    is so small that its exponential may have to be zero, or where a sum shows that one is too large.
+    This spares two passes over `z`. Returns None, with `z` restored, if a logit is too large or too small for it.
+    `labels` are the `_entries` of z at the labels.
     """
     memory, at_label = labels
     label = memory[at_label]
-    seen = z[::SEEN_ROWS] if z.flags.c_contiguous else z
-    if not (np.abs(label) < MODEST_LOGIT).all() or seen.min(initial=0.0) < _least_logit(z.dtype) + MODEST_LOGIT:
+    searched = z[::ROWS_PER_CHECK] if z.flags.c_contiguous else z
+    if not (np.abs(label) < MODEST_LOGIT).all() or searched.min(initial=0.0) < _least_logit(z.dtype) + MODEST_LOGIT:
         return None
     excess = smoothing * (label - z.mean(axis=1)) if smoothing else 0.0
     with np.errstate(over="ignore", invalid="ignore"):
@@ -580,13 +580,13 @@ def _logistic_pass(
 
 
 def _exp(z: np.ndarray) -> None:
-    """Replace logits by their exponentials, and those less than `_least_logit` by zero."""
+    """Replace each logit by its exponential, or by zero if the logit is less than `_least_logit`."""
     least = _least_logit(z.dtype)
     if z.min(initial=0.0) < least:
-        counts = z >= least
+        kept = z >= least
         np.maximum(z, least, out=z)
         np.exp(z, out=z)
-        z *= counts
+        z *= kept
     else:
         np.exp(z, out=z)
 
