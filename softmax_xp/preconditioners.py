@@ -82,9 +82,7 @@ CHOLESKY = 0.12  # of a Cholesky factor in float64, as a multiple of n^3; half o
 SOLVE = 8.0  # of the solution with a factor, as a multiple of n^2: reading the factor takes the time
 SOLVES = 30.0  # solutions with a factor before another one is made. A guess
 LIKELY_PAIRS = 10.0  # pairs of classes that are likely for a row, of many. A guess
-LEAST_PROBABILITY = (
-    1e-20  # smaller probabilities become zero, so that no product is of subnormal numbers, which is slow
-)
+LEAST_PROBABILITY = 1e-20  # smaller ones become zero: arithmetic on subnormal numbers of float32 is slow
 NEGLIGIBLE_PAIR = 1e-4  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
 # small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
