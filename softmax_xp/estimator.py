@@ -46,6 +46,7 @@ from softmax_xp._arrays import (
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.kernels import PRECISIONS, kernels_for
+from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
 from softmax_xp.labels import label_array
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
@@ -258,7 +259,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 X = home.xp.take(X, home.asarray(rows), axis=0)
                 labels, weight = labels[rows], weight[rows]
             equal = bool((weight == weight[0]).all())
-            where = coordinates(X, strength, self.fit_intercept)
+            with BLAS_ON_ONE_THREAD:  # its threads go on spinning after each product, beside those of the solve
+                where = coordinates(X, strength, self.fit_intercept)
             dtype = self._dtype_name() or dtype_name(X.dtype)
             # Of features far from zero, float32 holds neither the intercept nor, without one, the logits. Of
             # tiny features, it does not hold the coefficients.

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import scipy.linalg  # noqa: F401 - loads a BLAS of its own, before anything here counts its threads
+from scipy.linalg import lapack
 from threadpoolctl import ThreadpoolController, threadpool_info, threadpool_limits
 
 import softmax_xp as sx
@@ -177,6 +178,21 @@ def test_blas_has_one_thread_in_every_thread_that_evaluates(many_threads):
     with ThreadPoolExecutor(1) as thread:
         thread.submit(Workspace(1).map, lambda item: inside.append(blas_threads()), [0]).result(PATIENCE)
     assert inside == [[1] * len(many_threads)]
+    assert blas_threads() == many_threads
+
+
+def test_a_fit_calls_blas_on_one_thread_before_its_first_evaluation_too(many_threads, monkeypatch, rng):
+    """The threads of OpenBLAS go on spinning after a product, and would take the cores from the evaluations."""
+    seen, rank = [], lapack.dpstrf
+
+    def spied(*args, **options):
+        seen.append(blas_threads())
+        return rank(*args, **options)
+
+    monkeypatch.setattr(lapack, "dpstrf", spied)
+    X = rng.normal(size=(900, 100))
+    sx.SoftmaxClassifier(device="cpu").fit(X, rng.integers(0, 3, size=900))
+    assert seen == [[1] * len(many_threads)]
     assert blas_threads() == many_threads
 
 
