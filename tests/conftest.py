@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; BLAS r
 import array_api_compat
 import numpy as np
 import pytest
+from cuda_on_host import COMPILER, Kernels
 from tolerances import TOLERANCE
 
 import softmax_xp
@@ -88,6 +89,7 @@ class Library:
         np.testing.assert_allclose(self.to_numpy(actual).astype(np.float64), expected, rtol=0, atol=bound)
 
 
+SIMULATED = Path(__file__).parent / "simulated"
 LIBRARIES = ["numpy", "numpy-readonly", "strict-device1", "strict-no_float64", "torch", "cupy"]
 _ready: dict[str, Library] = {}
 _missing: dict[str, str] = {}
@@ -102,6 +104,12 @@ def pytest_addoption(parser):
         help="fail, instead of skipping, where this library cannot be used",
     )
     parser.addoption(
+        "--cuda",
+        choices=["real", "simulated"],
+        default="real",
+        help="what the library cupy is: CuPy itself, or one made of NumPy, which needs g++ and no GPU; add `-k cupy`",
+    )
+    parser.addoption(
         "--trial",
         choices=["part", "whole"],
         default="part",
@@ -110,6 +118,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    if config.getoption("--cuda") == "simulated":
+        _simulate_cuda(config)
     for name in LIBRARIES:
         try:
             _ready[name] = Library(name)
@@ -121,10 +131,22 @@ def pytest_configure(config):
         raise pytest.UsageError(f"--require: cannot be used here: {', '.join(unmet)}")
 
 
+def _simulate_cuda(config):
+    """Let `import cupy` find the simulated one, in this process."""
+    if "cupy" in sys.modules or COMPILER is None:
+        raise pytest.UsageError("--cuda=simulated needs g++, and that nothing has imported CuPy")
+    sys.path.insert(0, str(SIMULATED))
+    simulated = importlib.import_module("cupy._kernels")
+    simulated.kernels = Kernels(config.cache.mkdir("cuda_on_host"))
+    importlib.import_module("softmax_xp.kernels.cublas")._functions = simulated.cublas_functions
+
+
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_terminal_summary(terminalreporter):
     yield  # to pytest's own summary of failures: these lines come after it
-    terminalreporter.write_line(f"array libraries that ran: {', '.join(_ready)}")
+    simulated = terminalreporter.config.getoption("--cuda") == "simulated"
+    names = [f"{name} (simulated)" if name == "cupy" and simulated else name for name in _ready]
+    terminalreporter.write_line(f"array libraries that ran: {', '.join(names)}")
     for name, why in _missing.items():
         terminalreporter.write_line(f"array library that was skipped: {name} ({why})")
 
@@ -135,6 +157,14 @@ def xp(request):
     if request.param in _missing:
         pytest.skip(f"{request.param}: {_missing[request.param]}")
     return _ready[request.param]
+
+
+@pytest.fixture(scope="session")
+def kernel_folder(pytestconfig):
+    """Where kernels are kept that have been compiled for the host."""
+    if COMPILER is None:
+        pytest.skip("no g++ to compile the kernels with")
+    return pytestconfig.cache.mkdir("cuda_on_host")
 
 
 @pytest.fixture

@@ -4,18 +4,14 @@ A compiler for CPUs builds them with `cuda_on_host.h`, and the provider runs on 
 of the suite runs them as they are.
 """
 
-import ctypes
 import itertools
 import re
-import shutil
-import subprocess
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cuda_on_host import Kernels, gemm, parsed
 from sklearn.datasets import load_digits
 from tolerances import LOGIT_ROUNDING, TOLERANCE
 
@@ -26,9 +22,7 @@ from softmax_xp.kernels.workspace import Workspace, usable_cores
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
-HERE = Path(__file__).parent
 ARCHITECTURES = (75, 80, 90, 100, 120)
-COMPILER = shutil.which("g++")
 CLASSES = (1, 2, 3, 8, 10, 12, 16, 24, 31, 64, 100, 300, 1000, 1023, 3000, 3003, 5000)
 SHARED_BYTES = (65536, 101376, 232448)  # that a block may take: of compute capability 7.5, 12.0, 9.0
 MANY_CLASSES = (33000, 33001)  # more than registers hold
@@ -177,12 +171,6 @@ def test_class_major_logits_have_a_warp_for_32_rows():
         assert launch.block == 32 * int(slices)
         assert (launch.grid - 1) * 32 < n_rows <= launch.grid * 32
         assert (int(slices) > 1) == (n_classes >= 256)
-
-
-def parsed(kernel):
-    """The name of a template, and its arguments."""
-    template, _, rest = kernel.partition("<")
-    return template, rest.removesuffix(">").split(", ")
 
 
 # --- What is compiled ---
@@ -374,26 +362,16 @@ def linear_outcomes():
 
 
 @pytest.fixture(scope="module")
-def kernels_on_host(tmp_path_factory):
+def kernels_on_host(kernel_folder):
     """What stands for `cuda._kernel` on this machine: it compiles kernels for it, those of the problems at once."""
-    if COMPILER is None:
-        pytest.skip("no g++ to compile the kernels with")
-    folder = tmp_path_factory.mktemp("kernels")
-    functions: dict[str, object] = {}
-    collected: list[str] | None = []
-    one_at_a_time = threading.Lock()  # a kernel keeps its threads and shared memory in static variables
+    kernels, collected = Kernels(kernel_folder), []
 
     def kernel(name, like):
-        if collected is not None:
-            collected.append(name)
-            return lambda grid, block, arguments, shared_mem=0: None
-        if name not in functions:
-            functions.update(built([name], folder / f"{len(functions)}"))
-
         def run(grid, block, arguments, shared_mem=0):
-            values = [c_type(x)(x.item()) for x in arguments]
-            with one_at_a_time:
-                functions[name](ctypes.c_uint(grid[0]), ctypes.c_uint(block[0]), *values)
+            if collected is None:
+                kernels.launch(name, grid[0], block[0], arguments)
+            else:
+                collected.append(name)
 
         return run
 
@@ -403,7 +381,7 @@ def kernels_on_host(tmp_path_factory):
             list(outcomes(p))
         list(linear_outcomes())
         list(extremes())
-    functions.update(built(sorted(set(collected)), folder / "all"))
+    kernels.build(sorted(set(collected)))
     collected = None
     return kernel
 
@@ -444,77 +422,8 @@ def run_on_host(patch, kernel):
     patch.setattr(cuda, "_free_bytes", lambda: 10**6)
     patch.setattr(cuda, "_kernel", kernel)
     patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
-    patch.setattr(cublas, "_gemm", gemm)
-
-
-def c_type(x):
-    """What ctypes calls the type of an argument of a kernel."""
-    return {"f": ctypes.c_float, "d": ctypes.c_double, "i": ctypes.c_int}.get(x.dtype.char, ctypes.c_longlong)
-
-
-def built(names, folder):
-    """The kernels of these names as functions of grid, block and arguments, in libraries that are compiled here."""
-    folder.mkdir()
-    parts = [part for i in range(usable_cores()) if (part := names[i :: usable_cores()])]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        libraries = pool.map(library, parts, [folder / f"{i}.cpp" for i in range(len(parts))])
-        return {name: function for functions in libraries for name, function in functions.items()}
-
-
-def library(names, code):
-    """The kernels of these names, from one file of C++."""
-    launchers = []
-    for number, name in enumerate(names):
-        if name.startswith("round_to_bfloat16"):
-            parameters = "const float* a, BFloat16* b, Index c"
-        else:
-            stored, written, computed = parsed(name)[1][:3]
-            parameters = (
-                f"const {stored}* a, Index b, const {computed}* c, const void* d, Index e, const {computed}* f, "
-                f"{computed} g, {written}* h, Index i, {computed}* j, Index k, int l, int m"
-            )
-        arguments = ", ".join(x.split()[-1] for x in parameters.split(", "))
-        launchers.append(
-            f'extern "C" void run_{number}(unsigned grid, unsigned block, {parameters}) '
-            f"{{ run_kernel(grid, block, [=] {{ {name}({arguments}); }}); }}"
-        )
-    half = """
-float widen(Half x) { _Float16 y; memcpy(&y, &x, 2); return y; }
-void narrow(float wide, Half& x) { _Float16 y = wide; memcpy(&x, &y, 2); }
-"""
-    kernels = Path(cuda.__file__).with_name("cross_entropy.cu")
-    code.write_text(f'#include "{HERE / "cuda_on_host.h"}"\n#include "{kernels}"\n{half}' + "\n".join(launchers))
-    flags = ["-std=c++17", "-O0", "-shared", "-fPIC", "-w", "-Werror=return-type"]
-    subprocess.run([COMPILER, *flags, str(code), "-o", str(code.with_suffix(".so"))], check=True)
-    functions = ctypes.CDLL(str(code.with_suffix(".so")))
-    return {name: functions[f"run_{number}"] for number, name in enumerate(names)}
-
-
-def gemm(compute, m, n, k, alpha, a, layout_a, b, layout_b, beta, out, layout_out):
-    """What cublasGemmEx does: it knows where matrices begin, and their layouts, but nothing of their shapes."""
-
-    def by_columns(x, n_rows, n_columns, step):
-        return np.lib.stride_tricks.as_strided(x, (n_rows, n_columns), (x.itemsize, step * x.itemsize))
-
-    def factor(x, n_rows, n_columns, layout):
-        shape = (n_columns, n_rows) if layout.by_columns else (n_rows, n_columns)
-        assert layout.step >= max(1, shape[0])  # as cuBLAS wants it
-        x = by_columns(x, *shape, layout.step)
-        x = x.T if layout.by_columns else x
-        if x.dtype == np.uint16:
-            return widened(x).astype(np.float32)
-        if x.dtype == np.float16:
-            return x.astype(np.float32)
-        if compute == "32F_FAST_TF32":
-            bits = np.ascontiguousarray(x).view(np.uint32)
-            return ((bits + 0xFFF + (bits >> 13 & 1)) >> 13 << 13).astype(np.uint32).view(np.float32)
-        return x
-
-    assert compute == "64F" if out.dtype == np.float64 else compute.startswith("32F")
-    product = alpha * (factor(a, m, k, layout_a) @ factor(b, k, n, layout_b))
-    assert layout_out.step >= max(1, m)
-    to = by_columns(out, m, n, layout_out.step)
-    to[...] = product if beta == 0 else beta * to + product
+    patch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, gemm))
+    patch.setattr(cublas, "_handle_and_stream", lambda: (0, 0))
 
 
 def extremes():
