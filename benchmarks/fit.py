@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from benchmarks import report
 from benchmarks.competitors import MAX_ITER, TOL, Fitter, fitters, missing, ours
@@ -143,7 +144,8 @@ def timed_fit(
         data.device.synchronize()
         seconds = time.perf_counter() - start
     coef, intercept = to_numpy(model.coef_), to_numpy(model.intercept_)
-    objective, _ = value_and_grad(data.X, data.y, coef, intercept, data.strength)
+    with threadpool_limits(1, user_api="blas"):  # its threads would go on spinning beside the next fit
+        objective, _ = value_and_grad(data.X, data.y, coef, intercept, data.strength)
     if trace:
         # What it says of itself is off by the rounding of float32, much the same at every step near the end.
         error = objective - model.objective_

@@ -35,6 +35,7 @@ from scipy.linalg import get_blas_funcs, solve_triangular
 
 from softmax_xp._arrays import (
     MAX_SUMS,
+    MIN_SUM_WORK,
     Array,
     DType,
     accumulation_dtype,
@@ -65,6 +66,7 @@ SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in o
 MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
+ROWS_OF_PART = 2  # a column, at least, of those that a thread sums: to add up matrices takes time and memory too
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread would have been woken
 
@@ -741,22 +743,39 @@ class Curvature:
         if len(weight) * self.n_columns**2 > 10 * FREE:  # long enough that float32, where X is in it, saves something
             wide = X.dtype
         total = accumulation_dtype(xp, backend.device)
-        gram = xp.zeros((self.n_columns,) * (2 if self._holds_matrix() else 1), dtype=total, device=backend.device)
+        whole = self._holds_matrix()
+        # The rows at `index` are those of a class block, each of which a thread forms by itself.
+        parts = self._parts_of_gram(len(weight)) if index is None else [slice(0, len(weight))]
+        grams = xp.zeros((len(parts), *(self.n_columns,) * (2 if whole else 1)), dtype=total, device=backend.device)
         unit = self._unit()
         per_unit = None if unit is None else backend.asarray(1.0 / unit[: X.shape[1]], dtype_name(wide))
-        for rows in row_blocks(len(weight), 8 * self.n_columns, block_bytes(backend.device)):
-            B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
-            root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
-            B = xp.astype(B, wide, copy=False)
-            B = (B if per_unit is None else B * per_unit) * root
-            if self.objective.fit_intercept:
-                B = xp.concat([B, root], axis=1)
-            gram += xp.astype(B.T @ B if gram.ndim == 2 else xp.sum(B * B, axis=0), total, copy=False)
+
+        def add(i: int) -> None:
+            for block in row_blocks(parts[i].stop - parts[i].start, 8 * self.n_columns, block_bytes(backend.device)):
+                rows = slice(parts[i].start + block.start, parts[i].start + block.stop)
+                B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
+                root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
+                B = xp.astype(B, wide, copy=False)
+                B = (B if per_unit is None else B * per_unit) * root
+                if self.objective.fit_intercept:
+                    B = xp.concat([B, root], axis=1)
+                grams[i, ...] += xp.astype(B.T @ B if whole else xp.sum(B * B, axis=0), total, copy=False)
+
+        self.objective.workspace.map(add, range(len(parts)))
+        gram = xp.sum(grams, axis=0)
         own = self._home.asarray(gram, "float64")
         if unit is None:
             return own
         per = self._home.asarray(unit)
         return own * per * (per if own.ndim == 1 else per[:, None])
+
+    def _parts_of_gram(self, n_rows: int) -> list[slice]:
+        """Return the parts of the rows over which threads sum a Gram matrix: each has many more rows than columns."""
+        if is_gpu(self.objective.backend.device):  # which shares out the product by itself
+            return [slice(0, n_rows)]
+        least = max(ROWS_OF_PART * self.n_columns, MIN_SUM_WORK // self.n_columns**2)
+        n_parts = max(1, min(MAX_SUMS, n_rows // least))
+        return list(row_blocks(n_rows, 1, -(-n_rows // n_parts)))
 
     def _scaled(self, gram: Array) -> tuple[Array, Array]:
         """Return the penalty on the diagonal, and the scale that brings gram and penalty to a unit diagonal.

@@ -35,9 +35,7 @@ def _arguments(function: object) -> str:
         parameters = inspect.signature(function).parameters.values()  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return "*args, **options"
-    bare = [
-        x.replace(annotation=x.empty, default=x.empty if x.default is x.empty else None) for x in parameters
-    ]
+    bare = [x.replace(annotation=x.empty, default=x.empty if x.default is x.empty else None) for x in parameters]
     return str(inspect.Signature(bare)).removeprefix("(").removesuffix(")")
 
 

@@ -61,6 +61,17 @@ def test_map_runs_every_item_once(workers, n):
         threads.clear()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_task_may_map_too(workers):
+    workspace, seen = Workspace(workers), []
+    with ThreadPoolExecutor(1) as thread:
+        outer = thread.submit(workspace.map, lambda i: workspace.map(lambda j: seen.append((i, j)), range(3)), range(4))
+        outer.result(PATIENCE)
+    assert sorted(seen) == [(i, j) for i in range(4) for j in range(3)]
+    workspace.map(seen.append, range(5))  # after which it goes on as before
+    assert sorted(seen[12:]) == list(range(5))
+
+
 def test_map_runs_as_many_items_at_once_as_there_are_workers():
     meeting = threading.Barrier(3, timeout=PATIENCE)
     Workspace(3).map(lambda item: meeting.wait(), range(6))  # a broken barrier raises

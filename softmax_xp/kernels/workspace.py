@@ -62,6 +62,7 @@ class Workspace(AbstractContextManager[None]):
         self._running: list[Future[None]] = []
         self._process = os.getpid()
         self._buffers: dict[tuple[str, int], np.ndarray] = {}
+        self._thread = threading.local()  # its `in_task` says whether the thread runs a task
 
     @property
     def workers(self) -> int:
@@ -81,16 +82,23 @@ class Workspace(AbstractContextManager[None]):
     def map(self, function: Callable[[T], object], items: Iterable[T]) -> None:
         """Call `function` on each item, on the calling thread and the others, with BLAS on one thread in each.
 
-        The others see the context of the caller: numpy.errstate is part of it.
+        The others see the context of the caller: numpy.errstate is part of it. A task that calls this runs the items
+        itself.
         """
+        if getattr(self._thread, "in_task", False):  # to wait for the others would be to wait for itself
+            for item in items:
+                function(item)
+            return
         items = list(items)
         waiting = enumerate(items)  # one step of a list's iterator is one step for all threads
 
         def work() -> None:
+            self._thread.in_task = True
             try:
                 while (item := next(waiting, None)) is not None:
                     function(item[1])
             finally:
+                self._thread.in_task = False
                 deque(waiting, maxlen=0)  # an error, or Ctrl-C, ends the work of all
 
         with BLAS_ON_ONE_THREAD:

@@ -104,7 +104,9 @@ class ndarray:  # noqa: N801  # CuPy's name
         with _device.Device(self._device):
             return compute(lambda x: np.array(x, order=order), self)
 
-    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> ndarray:
+    def astype(
+        self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True
+    ) -> ndarray:
         laid_out = order == "K" or self.flags[f"{order}_CONTIGUOUS"]
         if not copy and np.dtype(dtype) == self.dtype and laid_out:
             return self
