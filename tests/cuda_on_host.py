@@ -21,7 +21,7 @@ from softmax_xp.kernels.workspace import usable_cores
 
 COMPILER = shutil.which("g++")
 # A pack that is read from where it may not begin ends the process.
-FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-w", "-Werror=return-type")
+FLAGS = ("-std=c++17", "-O0", "-shared", "-fPIC", "-w", "-Werror=return-type")
 FLAGS += ("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error")
 HEADER = Path(__file__).with_suffix(".h")
 HALF = """

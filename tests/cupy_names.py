@@ -1,4 +1,4 @@
-"""Write simulated/names.json: the public names of CuPy and the arguments of its functions, `python tests/cupy_names.py`.
+"""Write simulated/names.json, the public names of CuPy and the arguments of its functions: python tests/cupy_names.py
 
 It takes an installed CuPy, and no GPU.
 """

@@ -1,9 +1,9 @@
 """CuPy made of NumPy, to test on a machine without a GPU what a program asks of one.
 
 It has two devices, streams, and graphs that replay. It refuses what CuPy refuses: conversion to NumPy that nobody asked
-for, arrays of another device, arguments that CuPy's functions do not take, and, while a graph is recorded, transfers and
-CuPy's own products. New memory is full of NaN. `log` counts launches and transfers. The kernels of this package are
-built for the host, by `kernels_on_host.py`.
+for, arrays of another device, arguments that CuPy's functions do not take. While a graph is recorded it refuses
+transfers and CuPy's own products. New memory is full of NaN. `log` counts launches and transfers. The kernels of
+softmax_xp are built for the host, by `cuda_on_host.py`.
 
 It knows nothing of time, of the order of streams, or of the limits of cuBLAS; NumPy's dtypes may differ from CuPy's.
 """
@@ -15,7 +15,14 @@ import numpy as _numpy
 from cupy import _functions, cuda as cuda
 from cupy._array import ndarray as ndarray
 from cupy._device import default_pool as _default_pool, log as log
-from cupy._functions import array, asarray, asnumpy, copyto, from_dlpack, may_share_memory
+from cupy._functions import (
+    array as array,
+    asarray as asarray,
+    asnumpy as asnumpy,
+    copyto as copyto,
+    from_dlpack as from_dlpack,
+    may_share_memory as may_share_memory,
+)
 from cupy._kernels import RawModule as RawModule
 
 __version__ = "14.2.0"

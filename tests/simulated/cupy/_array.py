@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+
 from cupy import _device
 from cupy._device import allocated, launch, log, refuse_in_capture, state, transferred
 

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+
 from cupy._array import compute, ndarray, product, raw, stored
 from cupy._device import log, refuse_in_capture, transferred
 
@@ -47,7 +48,7 @@ def _of_dtypes(original: Any) -> Callable[..., Any]:
 
 
 def _function(name: str, original: Any, arguments: str) -> Callable[..., Any]:
-    takes = eval(f"lambda {arguments}: None")  # noqa: S307  # of names.json
+    takes = eval(f"lambda {arguments}: None")  # of names.json
 
     def function(*args: Any, **options: Any) -> Any:
         takes(*args, **options)  # raises TypeError for what CuPy's does not take
@@ -75,7 +76,7 @@ def _function(name: str, original: Any, arguments: str) -> Callable[..., Any]:
 
 def creator(name: str) -> Callable[..., ndarray]:
     """Return a function that makes arrays; what is `empty` is full of NaN, by no launch."""
-    original, takes = getattr(np, name), eval(f"lambda {NAMES['cupy'][name]}: None")  # noqa: S307
+    original, takes = getattr(np, name), eval(f"lambda {NAMES['cupy'][name]}: None")
 
     def make(*args: Any, **options: Any) -> ndarray:
         takes(*args, **options)

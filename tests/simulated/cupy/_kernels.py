@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from cuda_on_host import Kernels, by_columns, gemm
+
 from cupy._device import SHARED_BYTES, UNSAID_SHARED_BYTES, launch, log
 
 kernels: Kernels | None = None  # set where the folder is known that keeps them
