@@ -2,7 +2,7 @@
 
 It has two devices, streams, and graphs that replay. It refuses what CuPy refuses: conversion to NumPy that nobody asked
 for, arrays of another device, arguments that CuPy's functions do not take. While a graph is recorded it refuses
-transfers and CuPy's own products. New memory is full of NaN. `log` counts launches and transfers. The kernels of
+transfers and CuPy's own products. New memory is full of NaN. `usage` counts launches and transfers. The kernels of
 softmax_xp are built for the host, by `cuda_on_host.py`.
 
 It knows nothing of time, of the order of streams, or of the limits of cuBLAS; NumPy's dtypes may differ from CuPy's.
@@ -14,7 +14,7 @@ import numpy as _numpy
 
 from cupy import _functions, cuda as cuda
 from cupy._array import ndarray as ndarray
-from cupy._device import default_pool as _default_pool, log as log
+from cupy._device import default_pool as _default_pool, usage as usage
 from cupy._functions import (
     array as array,
     asarray as asarray,

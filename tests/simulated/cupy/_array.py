@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cupy import _device
-from cupy._device import allocated, launch, log, refuse_in_capture, state, transferred
+from cupy._device import allocated, launch, refuse_in_capture, state, transferred, usage
 
 METHODS = (
     *("all", "any", "argmax", "argmin", "argsort", "clip", "conj", "cumsum", "diagonal", "dot", "flatten", "max"),
@@ -44,7 +44,6 @@ class ndarray:  # noqa: N801  # CuPy's name
         start = memptr.ptr - memory.ctypes.data
         self._raw = np.ndarray(shape, dtype, buffer=memory, offset=start, strides=strides)
 
-    shape = property(lambda self: self._raw.shape)
     dtype = property(lambda self: self._raw.dtype)
     strides = property(lambda self: self._raw.strides)
     ndim = property(lambda self: self._raw.ndim)
@@ -57,6 +56,17 @@ class ndarray:  # noqa: N801  # CuPy's name
     data = property(lambda self: _device.MemoryPointer(self._raw, self._device))
     device = property(lambda self: _device.Device(self._device))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._raw.shape
+
+    @shape.setter
+    def shape(self, shape: Any) -> None:
+        seen = self._raw.reshape(shape)
+        if seen.size and not np.may_share_memory(seen, self._raw):
+            raise AttributeError("incompatible shape for a non-contiguous array")
+        self._raw = seen
+
     def __array__(self, *args: Any, **options: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
 
@@ -68,7 +78,7 @@ class ndarray:  # noqa: N801  # CuPy's name
 
     # To the host.
     def get(self, *args: Any, **options: Any) -> np.ndarray:
-        transferred(log.to_host, self.nbytes)
+        transferred(usage.to_host, self.nbytes)
         return np.array(self._raw, order="K")
 
     def item(self, *args: int) -> Any:
@@ -99,7 +109,7 @@ class ndarray:  # noqa: N801  # CuPy's name
         return f"simulated {self._raw!r}"
 
     def view(self, dtype: Any = None) -> ndarray:
-        return of(self._raw.view(*([] if dtype is None else [dtype])), self._device)
+        return of(self._raw.view(self.dtype if dtype is None else dtype), self._device)
 
     def copy(self, order: str = "C") -> ndarray:
         with _device.Device(self._device):
@@ -137,7 +147,7 @@ def of(memory: np.ndarray, device: int | None = None) -> ndarray:
 
 
 def _from_host(x: np.ndarray) -> ndarray:
-    transferred(log.to_device, x.nbytes)
+    transferred(usage.to_device, x.nbytes)
     return stored(x)
 
 
@@ -197,7 +207,7 @@ def compute(function: Callable[..., Any], *args: Any, launches: int = 1, **optio
 def product(function: Callable[..., Any], *args: Any, **options: Any) -> ndarray:
     """Return a product that CuPy leaves to cuBLAS; of vectors, it multiplies and sums."""
     refuse_in_capture(NotImplementedError, "calling cuBLAS API during stream capture is currently unsupported")
-    log.products += 1
+    usage.products += 1
     vectors = any(isinstance(x, ndarray) and x.ndim == 1 for x in args)
     return compute(function, *args, launches=2 if vectors else 1, **options)
 
@@ -207,9 +217,9 @@ def _key(key: Any) -> tuple[Any, ...]:
     parts = []
     for part in key if isinstance(key, tuple) else (key,):
         if isinstance(part, ndarray) and part.dtype == np.bool_:
-            transferred(log.to_host, 8)
+            transferred(usage.to_host, 8)
         if isinstance(part, list | np.ndarray):
-            transferred(log.to_device, np.asarray(part).nbytes)
+            transferred(usage.to_device, np.asarray(part).nbytes)
         parts.append(np.asarray(part) if isinstance(part, list | np.ndarray) else raw(part))
     return tuple(parts)
 
@@ -245,5 +255,5 @@ def _method(x: ndarray, name: str, args: Any, options: Any) -> Any:
     if name == "dot":
         return product(np.dot, x, *args, **options)
     if name == "nonzero":
-        transferred(log.to_host, 8)
+        transferred(usage.to_host, 8)
     return compute(lambda memory, *rest, **named: getattr(memory, name)(*rest, **named), x, *args, **options)

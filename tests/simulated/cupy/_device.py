@@ -16,7 +16,7 @@ SHARED_BYTES = 232448  # that a block of threads may ask for
 UNSAID_SHARED_BYTES = 48 << 10  # and without asking
 
 
-class Log:
+class Usage:
     """What a program has made the device do.
 
     Attributes
@@ -47,7 +47,7 @@ class State(threading.local):
         self.pool: MemoryPool | None = None
 
 
-log, state = Log(), State()
+usage, state = Usage(), State()
 
 
 # --- Streams and graphs ---
@@ -133,7 +133,7 @@ class Graph:
 
     def launch(self, stream: Any = None) -> None:
         refuse_in_capture(RuntimeError, "cudaErrorStreamCaptureUnsupported")
-        log.graphs += 1
+        usage.graphs += 1
         for work in self._recorded:
             work()
 
@@ -148,7 +148,7 @@ def get_current_stream(device_id: int = -1) -> Stream:
 def launch(work: Callable[[], object], launches: int = 1) -> None:
     """Run work of the device, and record it where the current stream is captured."""
     work()
-    log.launches += launches
+    usage.launches += launches
     recorded = get_current_stream().recorded
     if recorded is not None:
         recorded.append(work)

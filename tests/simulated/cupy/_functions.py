@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from cupy._array import compute, ndarray, product, raw, stored
-from cupy._device import log, refuse_in_capture, transferred
+from cupy._device import refuse_in_capture, transferred, usage
 
 NAMES = json.loads(Path(__file__).parent.with_name("names.json").read_text())
 PRODUCTS = ("matmul", "dot", "vdot", "inner", "outer", "tensordot", "einsum", "vecdot", "kron")
@@ -55,9 +55,9 @@ def _function(name: str, original: Any, arguments: str) -> Callable[..., Any]:
         if name in PRODUCTS:
             return product(original, *args, **options)
         if name in WAITING:
-            transferred(log.to_host, 8)
+            transferred(usage.to_host, 8)
         if name == "take" and not isinstance(args[1] if len(args) > 1 else options["indices"], ndarray | int):
-            transferred(log.to_device, 8)
+            transferred(usage.to_device, 8)
         launches = 1
         if name in JOINING:
             launches = len(args[0])
@@ -113,7 +113,7 @@ def array(
     if host.ndim == 0:
         made: ndarray = compute(lambda: host)
         return made
-    transferred(log.to_device, host.nbytes)
+    transferred(usage.to_device, host.nbytes)
     return stored(np.ascontiguousarray(host) if order == "C" else host)
 
 
@@ -129,7 +129,7 @@ def from_dlpack(x: Any, *, device: Any = None, copy: Any = None) -> ndarray:
     if isinstance(x, ndarray):
         return x
     host = np.from_dlpack(x)
-    transferred(log.to_device, host.nbytes)
+    transferred(usage.to_device, host.nbytes)
     return stored(host)
 
 

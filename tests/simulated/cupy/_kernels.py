@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from cuda_on_host import Kernels, by_columns, gemm
 
-from cupy._device import SHARED_BYTES, UNSAID_SHARED_BYTES, launch, log
+from cupy._device import SHARED_BYTES, UNSAID_SHARED_BYTES, launch, usage
 
 kernels: Kernels | None = None  # set where the folder is known that keeps them
 
@@ -35,7 +35,7 @@ class RawKernel:
         assert 1 <= block[0] <= 1024
         assert all(isinstance(x, np.generic) for x in args)  # of another type, CuPy would guess the size
         assert kernels is not None
-        log.kernels += 1
+        usage.kernels += 1
         launch(lambda: kernels.launch(self.name, grid[0], block[0], args))
 
 
@@ -43,7 +43,7 @@ def cublas_functions() -> tuple[Any, Any]:
     """Return what stands for cublasSetStream and cublasGemmEx."""
 
     def recorded_gemm(*arguments: Any) -> int:
-        log.products += 1
+        usage.products += 1
         # cuBLAS reads the factors of the product, which are on the host, when it is called.
         alpha, beta = arguments[6], arguments[13]
         kept = [np.array(_number(x, arguments[-2])) for x in (alpha, beta)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from types import SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 from cupy._device import (
@@ -49,11 +50,19 @@ def _properties(device: int) -> dict[str, Any]:
     return {"name": b"a GPU simulated by NumPy", **sizes}
 
 
-runtime = SimpleNamespace(
+def _module(name: str, **names: Any) -> ModuleType:
+    module = ModuleType(f"{__name__}.{name}")
+    vars(module).update(names)
+    sys.modules[module.__name__] = module
+    return module
+
+
+runtime = _module(
+    "runtime",
     CUDARuntimeError=RuntimeError,
     getDeviceCount=lambda: N_DEVICES,
     getDeviceProperties=_properties,
     driverGetVersion=lambda: 13000,
     runtimeGetVersion=lambda: 13000,
 )
-device = SimpleNamespace(Device=Device, get_cublas_handle=lambda: HANDLE)
+device = _module("device", Device=Device, get_cublas_handle=lambda: HANDLE)
