@@ -7,6 +7,7 @@ out: seventeen for Adam on one weight and intercept. The gain has not been measu
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from importlib import import_module
@@ -24,7 +25,7 @@ class Repeated:
     """A function that replays a CUDA graph for small arguments. One graph is recorded for each set of shapes.
 
     CUDA raises RuntimeError and CuPy NotImplementedError for operations that cannot be recorded. Then the function is
-    called directly for these shapes from then on; the results are the same.
+    called directly for these shapes from then on, after a warning; the results are the same.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ class Repeated:
 
     def __init__(self, function: Callable[..., Tree]) -> None:
         self.function = function
-        self._recorded: dict[Any, tuple[list[Array], Callable[[], object], Tree] | None] = {}
+        self._recorded: dict[Any, tuple[list[Array], Recording] | None] = {}
 
     def __call__(self, *arguments: Tree) -> Tree:
         """Return what the function returns, in new arrays."""
@@ -47,19 +48,28 @@ class Repeated:
         key = tuple((x.shape, str(x.dtype)) if is_array(x) else None for x in leaves)
         if key not in self._recorded:
             self._recorded[key] = None
-            with suppress(RuntimeError):  # NotImplementedError is one, and so are the errors of CUDA
+            try:
                 self._recorded[key] = self._record(arguments, arrays)
+            except RuntimeError as error:  # NotImplementedError is one, and so are the errors of CUDA
+                results = self.function(*arguments)  # raises where the fault is its own
+                warnings.warn(
+                    f"a step could not be recorded as a CUDA graph, and is launched kernel by kernel "
+                    f"({type(error).__name__}: {' '.join(str(error).split())[:200]})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+                return results
         recording = self._recorded[key]
         if recording is None:
             return self.function(*arguments)
-        inputs, launch, outputs = recording
+        inputs, graph = recording
         for own, x in zip(inputs, leaves, strict=True):
             own[...] = x
-        launch()
-        return _mapped(lambda x: x.copy(), outputs)
+        graph.launch()
+        return _mapped(lambda x: x.copy(), graph.outputs)
 
-    def _record(self, arguments: Tree, arrays: list[Array]) -> tuple[list[Array], Callable[[], object], Tree]:
-        """Return the input arrays of the graph, a function that launches it, and its output arrays."""
+    def _record(self, arguments: Tree, arrays: list[Array]) -> tuple[list[Array], Recording]:
+        """Return the input arrays of a graph, and the graph."""
         xp = namespace(x=arrays[0])
         real = next(x.dtype for x in arrays if xp.isdtype(x.dtype, "real floating"))
         inputs: list[Array] = []
@@ -70,15 +80,39 @@ class Repeated:
 
         trees = _mapped(own, arguments)
         function = self.function  # not self, which holds the recording: a reference cycle would outlive the fit
-        launch, outputs = recorded(lambda: function(*trees))
-        return inputs, launch, outputs
+        return inputs, recorded(lambda: function(*trees))
 
 
-def recorded(function: Callable[[], Tree]) -> tuple[Callable[[], object], Tree]:
-    """Return a function that launches the kernels of `function` as a graph, and the arrays that they write to.
+class Recording:
+    """The kernels of a function as a graph, and the arrays that they write to.
 
-    If the function raises while it is recorded, the recording ends.
+    Attributes
+    ----------
+    launch : callable
+        Launches the graph on the current stream.
+    outputs : tree of arrays
     """
+
+    def __init__(self, launch: Callable[[], object], outputs: Tree, free: Callable[[], object] | None = None) -> None:
+        self.launch = launch
+        self.outputs = outputs
+        self._free = free
+
+    def __del__(self) -> None:
+        """Give the memory back: a pool that nobody holds any more goes on holding what is free in it."""
+        self.outputs = None
+        self.launch = _ended
+        if self._free is not None:
+            with suppress(Exception):  # where Python itself ends
+                self._free()
+
+
+def _ended() -> None:
+    raise RuntimeError("the recording has ended")
+
+
+def recorded(function: Callable[[], Tree]) -> Recording:
+    """Return the kernels of `function` as a graph. If the function raises while it is recorded, the recording ends."""
     cupy: Any = import_module("cupy")
     pool = cupy.cuda.MemoryPool()  # the graph goes on using memory freed while recording: nothing else may get it
     stream = cupy.cuda.Stream(non_blocking=True)
@@ -99,7 +133,7 @@ def recorded(function: Callable[[], Tree]) -> tuple[Callable[[], object], Tree]:
     def launch(graph: Any = graph, kept: Any = (pool, function)) -> None:
         graph.launch()  # on the current stream
 
-    return launch, outputs
+    return Recording(launch, outputs, pool.free_all_blocks)
 
 
 def _mapped(function: Callable[[Any], Any], tree: Tree) -> Tree:
