@@ -87,8 +87,8 @@ LIKELY_PAIRS = 10.0  # pairs of classes that are likely for a row, of many. A gu
 LEAST_PROBABILITY = 1e-20  # smaller ones become zero: arithmetic on subnormal numbers of float32 is slow
 NEGLIGIBLE_PAIR = 1e-4  # product of the probabilities of two classes for a row, below which it does not couple them
 # On a GPU, where the products of an inverse are small, eigenvectors are made by the host, and no iteration, however
-# small, takes less time than launching its kernels: some 80 by a count of array operations, and a few times a number is
-# waited for. From data sheets (50e12 multiplications a second), and by a guess (3e11 on a host; 0.6 ms), not measured.
+# small, takes less time than launching its kernels: 102 by a count, with four waits for a number. From data sheets
+# (50e12 multiplications a second), and by a guess (3e11 on a host; 0.6 ms), not measured.
 SMALL = 30.0  # times as long
 HOST = 160.0
 LAUNCHES = 3e10  # multiplications that could be done in that time

@@ -1,6 +1,7 @@
 """The simulated CuPy: that its names are those of CuPy, and what a fit asks of a device, counted on it."""
 
 import importlib
+import itertools
 import json
 
 import numpy as np
@@ -9,8 +10,8 @@ from cupy_names import FILE, MODULES, names_of
 
 import softmax_xp as sx
 
-# Of a step with one trial: the decrement of its direction, its slope, three numbers of the trial, and three of the pair,
-# each of float64.
+# Of a step with one trial: the decrement of its direction, its slope, three numbers of the trial and three of the pair.
+# Each is float64.
 MOST_TRANSFERS, MOST_BYTES = 4, 24
 
 
@@ -66,7 +67,7 @@ def test_cupy_brings_only_scalars_of_the_line_search_to_the_host(cupy, rng, solv
     model.fit(cupy.asarray(X.astype("float32")), y, observe=lambda iterate: seen.append(tuple(cupy.usage.to_host)))
     assert model.device_ == "cuda:0"
     assert len(seen) > 5
-    for before, after in list(zip(seen, seen[1:], strict=False))[:4]:
+    for before, after in list(itertools.pairwise(seen))[:4]:
         transfers = after[len(before) :]
         assert len(transfers) <= MOST_TRANSFERS
         assert max(transfers) <= MOST_BYTES
