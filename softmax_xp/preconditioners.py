@@ -66,7 +66,7 @@ SMALLEST = 1e-5  # relative size of a direction of the classes that counts: in o
 MODEST = 1e-12, 1e12  # sizes of features whose squares float32 can hold and sum
 SMALLEST_UNIT = 1e-37  # whose inverse is a number of float32
 NOTHING = 1e-30  # the same where all probabilities are 0 or 1, and nothing is left
-ROWS_OF_PART = 2  # a column, at least, of those that a thread sums: to add up matrices takes time and memory too
+ROWS_OF_PART = 2  # least rows a column in each part of a Gram matrix: adding the parts up takes time too
 PARTS = 4  # of the rows of inverses: OpenBLAS multiplies a few of them without copying them first
 WHOLE = 1 << 20  # bytes of inverses that are multiplied before another thread would have been woken
 
@@ -770,11 +770,14 @@ class Curvature:
         return own * per * (per if own.ndim == 1 else per[:, None])
 
     def _parts_of_gram(self, n_rows: int) -> list[slice]:
-        """Return the parts of the rows over which threads sum a Gram matrix: each has many more rows than columns."""
+        """Return the parts of the rows over which threads sum a Gram matrix.
+
+        A part has more rows than columns. All parts fit in the memory limit, each with its sum and one product.
+        """
         if is_gpu(self.objective.backend.device):  # which shares out the product by itself
             return [slice(0, n_rows)]
         least = max(ROWS_OF_PART * self.n_columns, MIN_SUM_WORK // self.n_columns**2)
-        n_parts = max(1, min(MAX_SUMS, n_rows // least))
+        n_parts = max(1, min(MAX_SUMS, n_rows // least, self.max_bytes // (2 * 8 * self.n_columns**2)))
         return list(row_blocks(n_rows, 1, -(-n_rows // n_parts)))
 
     def _scaled(self, gram: Array) -> tuple[Array, Array]:

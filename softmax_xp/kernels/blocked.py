@@ -30,8 +30,8 @@ LARGE_GRADIENT_BYTES, LARGE_BLOCK_BYTES = 1 << 20, 12 << 20
 MIN_BLOCK_ROWS = 256
 # Threads wait for each other between NumPy's calls, of which a block takes some forty. Blocks are therefore enlarged
 # until they have BLOCK_WORK multiplications, but to no more than MAX_GROWN_BYTES of X and logits, and MAX_LOGIT_BYTES
-# of logits, for which each thread allocates memory. Two blocks of half as many multiplications are better than one. On
-# 2 cores of an Intel Xeon, in float32, an evaluation at (N, D, C) = (20000, 64, 10) took 7.2 ms with blocks of 2^20
+# of logits. Each thread allocates memory for the logits of one block. Two blocks are better than one of twice the size.
+# On 2 cores of an Intel Xeon, in float32, an evaluation at (N, D, C) = (20000, 64, 10) took 7.2 ms with blocks of 2^20
 # multiplications and 2.5 ms with blocks of 2^23. At (10000, 256, 20) it took 4.6 ms with 2^23 and 3.7 ms with 2^24.
 BLOCK_WORK, MAX_GROWN_BYTES, MAX_LOGIT_BYTES = 1 << 24, 8 << 20, 3 << 20
 ROUND = 64  # blocks are a multiple of so many rows: whole vectors, from aligned addresses

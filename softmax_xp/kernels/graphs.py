@@ -103,7 +103,7 @@ class Recording:
         self.outputs = None
         self.launch = _ended
         if self._free is not None:
-            with suppress(Exception):  # where Python itself ends
+            with suppress(Exception):  # CuPy may be gone already when the interpreter exits
                 self._free()
 
 
