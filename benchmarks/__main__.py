@@ -90,6 +90,10 @@ def evaluate(
     growth: Growth = True,
     device: Device = Where.CPU,
     host: Annotated[bool, typer.Option("--host", help="With --device cuda: also time ours on the CPU.")] = False,
+    block_mib: Annotated[
+        list[int] | None,
+        typer.Option(min=1, help="With --device cuda: also time ours in blocks of so many MiB; repeatable."),
+    ] = None,
     quick: Quick = False,
     output: Output = RESULTS,
 ) -> None:
@@ -106,13 +110,16 @@ def evaluate(
 
     python -m benchmarks eval --dtype float64 --workers 1 --repeats 15
 
-    python -m benchmarks eval --device cuda
+    python -m benchmarks eval --device cuda --block-mib 16 --block-mib 256
     """
     from benchmarks import evaluation
+    from benchmarks.competitors import in_blocks, on_host
 
     rounds = 1 if quick else repeats
-    on, host = device_named(device.value), host and device is not Where.CPU
-    evaluation.main(shape or [], dtype.value, rounds, workers, growth, quick, output, on, host)
+    on, own = device_named(device.value), []
+    if device is not Where.CPU:
+        own = [*([on_host()] if host else []), *map(in_blocks, block_mib or [])]
+    evaluation.main(shape or [], dtype.value, rounds, workers, growth, quick, output, on, own)
 
 
 @app.command()
@@ -239,6 +246,7 @@ def probe(
         typer.Option(help="Of our matrix products; repeatable. All by default.", show_default=False),
     ] = None,
     limit: Annotated[float, typer.Option(min=0.1, help="Seconds that one fit of a competitor may take.")] = 120.0,
+    path: Annotated[bool, typer.Option(help="Also fit the path of penalties.")] = True,
     device: Device = Where.CUDA,
     quick: Quick = False,
     output: Output = RESULTS,
@@ -249,15 +257,41 @@ def probe(
 
     SCIPY_ARRAY_API=1 python -m benchmarks probe
 
-    python -m benchmarks probe --rows 200000 --features 512 --classes 100 --limit 30
+    python -m benchmarks probe --rows 200000 --features 512 --classes 100 --limit 30 --no-path
 
     python -m benchmarks probe --quick --device cpu
     """
     from benchmarks import probe as command
+    from benchmarks.probe import VALUES
 
     shape = Shape(2000, 32, 10) if quick else Shape(rows, features, classes)
     precisions = [one.value for one in precision or (Products if device is Where.CUDA else [Products.FLOAT32])]
-    command.main(shape, precisions, min(limit, 2.0) if quick else limit, output, device_named(device.value))
+    limit = min(limit, 2.0) if quick else limit
+    command.main(shape, precisions, limit, VALUES if path else (), output, device_named(device.value))
+
+
+@app.command()
+def compiled(
+    architecture: Annotated[
+        list[int] | None, typer.Option(help="Compute capability, as 90 for 9.0; repeatable.", show_default=False)
+    ] = None,
+    before: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="A compiled.json to compare with.")
+    ] = None,
+    quick: Quick = False,
+    output: Output = RESULTS,
+) -> None:
+    """Compile the gradient's kernels: registers, spills, and bytes that a thread loads at a time. It needs no GPU.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks compiled
+
+    python -m benchmarks compiled --architecture 90 --before old/compiled.json --output new
+    """
+    from benchmarks import compiled as command
+
+    command.main(architecture or command.ARCHITECTURES, quick, before, output)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 import numpy as np
 import sklearn
@@ -24,6 +25,7 @@ from benchmarks.objective import Array
 from benchmarks.report import INSTALL
 from softmax_xp import SoftmaxClassifier, softmax_loss
 from softmax_xp._arrays import dtype_name, to_numpy
+from softmax_xp.kernels import cuda
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
@@ -246,6 +248,21 @@ def on_host() -> Evaluator:
     return Evaluator(
         "softmax_xp objective, CPU", "softmax_xp", lambda problem: _linear_objective(problem.on(CPU)), class_major=True
     )
+
+
+def in_blocks(mib: int) -> Evaluator:
+    """Return our evaluation on a GPU in blocks of rows of another size than its own."""
+
+    def prepare(problem: Problem) -> Run:
+        run = _linear_objective(problem)
+
+        def in_such_blocks() -> tuple[Any, Any]:
+            with patch.object(cuda, "block_bytes", lambda device: mib << 20):
+                return run()
+
+        return in_such_blocks
+
+    return Evaluator(f"softmax_xp, blocks of {mib} MiB", "softmax_xp", prepare, class_major=True)
 
 
 # --- Fits ---

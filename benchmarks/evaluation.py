@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import report
-from benchmarks.competitors import Evaluator, Problem, evaluators, missing, on_host, two_products
+from benchmarks.competitors import Evaluator, Problem, evaluators, missing, two_products
 from benchmarks.measure import CPU, Device, interleaved, slope
 from benchmarks.objective import value_and_grad
 
@@ -64,16 +64,16 @@ def main(
     quick: bool,
     output: Path,
     device: Device = CPU,
-    host: bool = False,
+    more: Sequence[Evaluator] = (),
 ) -> None:
-    """Run the command; `host` adds ours on the CPU to what is timed on a GPU. Exit status 1 if a competitor failed."""
+    """Run the command; `more` is timed besides the table of the device. Exit status 1 if a competitor failed."""
     shapes = shapes or (QUICK_SHAPES if quick else SHAPES if device == CPU else (*SHAPES, LARGE))
     results = []
     for shape in shapes:
         if memory := _too_large(shape, dtype, device):
             report.say(f"{shape} is left out: {memory}")
         else:
-            results.append(_measured(shape, dtype, rounds, workers, device, host))
+            results.append(_measured(shape, dtype, rounds, workers, device, more))
     for result in results:
         _show(result)
     base = QUICK_BASE if quick else BASE if device == CPU else LARGE_BASE
@@ -110,7 +110,7 @@ def _too_large(shape: Shape, dtype: str, device: Device) -> str:
 
 
 def _measured(
-    shape: Shape, dtype: str, rounds: int, workers: int | None, device: Device = CPU, host: bool = False
+    shape: Shape, dtype: str, rounds: int, workers: int | None, device: Device = CPU, more: Sequence[Evaluator] = ()
 ) -> dict[str, Any]:
     """Return the timings of all competitors at one shape, once they agree on what they compute."""
     rng = np.random.default_rng(0)
@@ -118,7 +118,7 @@ def _measured(
     y = rng.integers(0, shape.c, shape.n)
     coef = rng.standard_normal((shape.k, shape.d)) / np.sqrt(shape.d)
     problem = Problem(X, y, coef.astype(dtype).astype(np.float64), shape.c, REG, workers).on(device)
-    table = [*evaluators(device), *([on_host()] if host else [])]
+    table = [*evaluators(device), *more]
     with report.progress(2 + len(table) + rounds * (1 + len(table))) as step:
         step(f"{shape}: reference")
         loss, grad = value_and_grad(problem.X, problem.y, problem.coef, np.zeros(shape.k), REG)

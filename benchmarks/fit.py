@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -346,28 +346,20 @@ def _show(record: dict[str, Any]) -> None:
         rows,
         f"gap: objective - {record['optimum']:.12f}, the lowest reached; objectives in float64 for every row",
     )
-    solvers = [row["name"] for row in record["rows"] if row["name"].startswith(report.OURS)]
     report.table(
         f"Seconds to a competitor's own final objective: {record['title']}",
-        ("", "objective", "its own seconds", *(f"{name.removeprefix('softmax_xp ')} (ratio)" for name in solvers)),
-        [
-            (
-                target["rival"],
-                f"{target['objective']:.9f}",
-                report.number(target["seconds"]),
-                *(_reached(target["ours"].get(name)) for name in solvers),
-            )
-            for target in record["targets"]
-        ],
-        "ratio: our seconds / its own; below 1 is faster",
+        ("", "objective", "seconds", "ratio", "tol"),
+        [row for target in record["targets"] for row in _race_rows(target)],
+        "ratio: our seconds / its own; below 1 is faster. -: not reached",
     )
 
 
-def _reached(race: dict[str, Any] | None) -> str:
-    if race is None or race["seconds"] is None:
-        return "not reached"
-    tol = "" if race["tol"] == TOL else f", tol={race['tol']:g}"
-    return f"{report.number(race['seconds'])} ({report.number(race['ratio'])}{tol})"
+def _race_rows(target: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    """Yield a competitor's objective and seconds, and then those that our solvers take to it."""
+    yield target["rival"], f"{target['objective']:.9f}", report.number(target["seconds"]), "", ""
+    for name, race in target["ours"].items():
+        tol = "" if race["tol"] is None else f"{race['tol']:g}"
+        yield name, "", report.number(race["seconds"]), report.number(race["ratio"]), tol
 
 
 def _show_summary(records: list[dict[str, Any]], absent: dict[str, str]) -> None:

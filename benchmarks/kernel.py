@@ -32,6 +32,7 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}  # relative, of each loss and ea
 COARSE = 10  # times as much where torch keeps the logarithms of the probabilities in the dtype of the logits
 OURS, COPY, UNFUSED, EAGER = "softmax_xp", "copy", "unfused array API", "torch eager"
 COMPILED, COMPILED_FORMULA = "torch.compile, autograd", "torch.compile, formula"
+SHORT = {UNFUSED: "unfused", COMPILED: "compiled autograd", COMPILED_FORMULA: "compiled formula"}  # in a table
 OTHERS = (UNFUSED, EAGER, COMPILED, COMPILED_FORMULA)
 
 Call = Callable[[], tuple[Any, Any]]
@@ -230,15 +231,15 @@ def alternatives(n_classes: int, dtype: str, n_rows: int, shared_bytes: int) -> 
     """
     kinds = launches.kinds_of(dtype, "GRADIENT", "LABELS")
     computed = launches.TYPES[dtype][1]
-    pack = launches.PACK_BYTES // launches.itemsize(dtype)
-    aligned = n_classes % pack == 0
+    size = launches.itemsize(dtype)
+    widest = launches.widest_pack(n_classes, [(0, n_classes * size, size)])
     serving = [
         launches.launch_of(
-            n_rows, n_classes, dtype, "GRADIENT", "LABELS", aligned=own, dense=dense, shared_bytes=shared_bytes
+            n_rows, n_classes, dtype, "GRADIENT", "LABELS", pack=pack, dense=dense, shared_bytes=shared_bytes
         )
-        for own, dense in ((aligned, True), (aligned, False), (False, False))
+        for pack, dense in ((widest, True), (widest, False), (1, False))
     ]
-    pack = pack if aligned else 1
+    pack = min(widest, launches.PACK_BYTES // size)
     most = [
         room // (launches.itemsize(computed) * pack) for room in (launches.HELD_BYTES_IN_BLOCK, launches.HELD_BYTES)
     ]
@@ -313,7 +314,7 @@ def _show(dtype: str, rows: Sequence[dict[str, Any]], device: Device) -> None:
         )
     report.table(
         f"Loss and gradient of logits: {dtype}, {device.name}; times in ms",
-        ("C", "N", "ours, best", "median", "GB/s", "copy GB/s", "/ copy", *columns),
+        ("C", "N", "ours, best", "median", "GB/s", "copy GB/s", "/ copy", *(SHORT.get(name, name) for name in columns)),
         cells,
         "GB/s: logits read and written, labels read, losses written; copy: the logits read and written. "
         "/ copy: share of that speed; 1 is the most that memory allows.",

@@ -23,7 +23,7 @@ from softmax_xp._arrays import block_bytes, row_blocks
 from softmax_xp.kernels import cublas, cuda
 from softmax_xp.objective import LinearObjective
 
-VALUES = np.logspace(-4, 2, 10)
+VALUES = tuple(np.logspace(-4, 2, 10).tolist())
 SWEEP_TOL = 0.1 * TOL  # of each value, so that precisions whose objectives are compared stop within it of the minimum
 HELD_OUT = 25  # one row in so many more
 RIVALS = ("scikit-learn lbfgs", "torch LBFGS")
@@ -58,12 +58,14 @@ class Fitted:
     extra_bytes: int | None
 
 
-def main(shape: Shape, precisions: Sequence[str], limit: float, output: Path, device: Device) -> None:
-    """Run the command; its exit status is 1 if a fit failed."""
+def main(
+    shape: Shape, precisions: Sequence[str], limit: float, values: Sequence[float], output: Path, device: Device
+) -> None:
+    """Run the command, with a path over `values` of C; its exit status is 1 if a fit failed."""
     train, test = problem(shape, device)
     rivals = [Result(fitter) for fitter in fitters(device) if fitter.name in RIVALS]
     rows, sweep = [], {}
-    with report.progress(len(precisions) * (2 + len(VALUES)) + len(rivals)) as step:
+    with report.progress(len(precisions) * (2 + len(values)) + len(rivals)) as step:
         for precision in precisions:
             step(f"{precision}: two products")
             floor = min(interleaved({precision: products(train, precision)}, ROUNDS, device=device)[precision])
@@ -71,7 +73,7 @@ def main(shape: Shape, precisions: Sequence[str], limit: float, output: Path, de
             timed_fit(_model(precision, device, max_iter=2), train)  # to warm up
             rows.append(_own_row(precision, fitted(_model(precision, device), train, test, trace=True), floor))
             model, sweep[precision] = _model(precision, device, warm_start=True, tol=SWEEP_TOL), list[dict[str, Any]]()
-            for C in VALUES:
+            for C in values:
                 step(f"{precision}: C = {C:.2g}")
                 at_C = replace(train, C=float(C))
                 sweep[precision].append(_swept(fitted(model.set_params(C=float(C)), at_C, test), float(C)))
@@ -85,10 +87,11 @@ def main(shape: Shape, precisions: Sequence[str], limit: float, output: Path, de
             own["name"]: _reached(own["curve"], row["objective"]) for own in rows[: len(precisions)]
         }
     _show(train, rows, rows[: len(precisions)])
-    _show_sweep(train, sweep)
-    arguments = {"shape": list(shape), "precisions": list(precisions), "limit": limit, "device": device.name}
+    if len(values):
+        _show_sweep(train, sweep)
+    arguments = {"shape": list(shape), "precisions": list(precisions), "limit": limit, "values": values}
     limits = {"tol": TOL, "sweep_tol": SWEEP_TOL, "max_iter": MAX_ITER}
-    report.save("probe", output, arguments | limits, device, rows=rows, sweep=sweep)
+    report.save("probe", output, arguments | limits | {"device": device.name}, device, rows=rows, sweep=sweep)
     report.figure(output / f"probe{device.suffix}.png", lambda canvas: _draw(canvas, train, rows, sweep), (11, 4.5))
     if any(rival.failed for rival in rivals):
         raise SystemExit(1)
@@ -232,33 +235,39 @@ def _show(train: Dataset, rows: Sequence[dict[str, Any]], own: Sequence[dict[str
                 report.number(row["to_first"], 2),
                 "-" if row["accuracy"] is None else f"{row['accuracy']:.4f}",
                 report.number(None if extra is None else extra / 2**30),
-                *(report.number(row["ours_to_its_objective"][one["name"]]) for one in own),
                 row["note"].split(". ")[0][:120],
             )
         )
     columns = ("", "s", "steps", "evaluations", "ms each", "/ products", "objective", "difference", "accuracy", "GiB")
     report.table(
         f"Linear probe: {train.title}",
-        (*columns, *(f"{one['name'].removeprefix(report.OURS).strip()} to it, s" for one in own)),
+        columns,
         cells,
         f"ours: tol={TOL:g}. / products: an evaluation over its two matrix products alone, in the same precision. "
         f"difference: relative, of the objective in float64, to the first row's. accuracy: on held-out rows. "
-        f"GiB: of the device, beyond the data. to it: seconds until a fit of ours is at a row's objective.",
+        f"GiB: of the device, beyond the data.",
+    )
+    names = [one["name"] for one in own]
+    report.table(
+        f"Seconds until a fit of ours is at a row's objective: {train.title}",
+        ("", *names),
+        [(row["name"], *(report.number(row["ours_to_its_objective"][name]) for name in names)) for row in rows],
+        "-: not reached",
     )
 
 
 def _show_sweep(train: Dataset, sweep: dict[str, list[dict[str, Any]]]) -> None:
-    names = ("s", "steps", "objective", "difference", "accuracy")
     cells: list[tuple[object, ...]] = [
-        (report.number(at_C[0]["C"]), *(cell for row in at_C for cell in _sweep_cells(row, at_C[0]["objective"])))
+        (precision, report.number(row["C"]), *_sweep_cells(row, at_C[0]["objective"]))
         for at_C in zip(*sweep.values(), strict=True)
+        for precision, row in zip(sweep, at_C, strict=True)
     ]
-    totals = [[sum(row[key] for row in rows) for key in ("seconds", "n_iter")] for rows in sweep.values()]
-    blank = [""] * (len(names) - 2)
-    cells.append(("all", *(cell for seconds, steps in totals for cell in (report.number(seconds), steps, *blank))))
+    for precision, rows in sweep.items():
+        seconds, steps = (sum(row[key] for row in rows) for key in ("seconds", "n_iter"))
+        cells.append((precision, "all", report.number(seconds), steps, "", "", ""))
     report.table(
         f"Warm-started sweep: {train.title.partition(', C=')[0]})",
-        ("C", *(f"{precision}: {name}" for precision in sweep for name in names)),
+        ("", "C", "s", "steps", "objective", "difference", "accuracy"),
         cells,
         f"small C to large, tol={SWEEP_TOL:g}. difference: relative, of the objective in float64, to the first's",
     )
@@ -271,7 +280,7 @@ def _sweep_cells(row: dict[str, Any], reference: float) -> tuple[object, ...]:
 
 
 def _draw(canvas: Any, train: Dataset, rows: Sequence[dict[str, Any]], sweep: dict[str, list[dict[str, Any]]]) -> None:
-    curves, path = canvas.subplots(1, 2)
+    curves, *path = canvas.subplots(1, 2 if any(sweep.values()) else 1, squeeze=False)[0]
     lowest = min(value for row in rows for _, value in row["curve"])
     for row in rows:
         if row["curve"]:
@@ -282,12 +291,13 @@ def _draw(canvas: Any, train: Dataset, rows: Sequence[dict[str, Any]], sweep: di
     curves.set_yscale("log")
     curves.set_xlabel("seconds")
     curves.set_ylabel("objective above the lowest reached, relative")
-    for precision, fits in sweep.items():
-        path.plot([fit["C"] for fit in fits], [fit["accuracy"] for fit in fits], "o-", label=precision)
-    path.set_xscale("log")
-    path.set_xlabel("C")
-    path.set_ylabel("held-out accuracy")
-    for axes in (curves, path):
+    for axes in path:
+        for precision, fits in sweep.items():
+            axes.plot([fit["C"] for fit in fits], [fit["accuracy"] for fit in fits], "o-", label=precision)
+        axes.set_xscale("log")
+        axes.set_xlabel("C")
+        axes.set_ylabel("held-out accuracy")
+    for axes in (curves, *path):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
     canvas.suptitle(train.title)

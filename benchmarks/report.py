@@ -6,12 +6,14 @@ import json
 import math
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -23,23 +25,28 @@ INSTALL = "not installed: pip install '.[bench]'"
 FAILED = "failed"  # how the note of a competitor that raised an error begins
 OURS = "softmax_xp"  # how the names of our own rows begin
 
-out = Console(width=None if sys.stdout.isatty() else 160)
+HEADER_WIDTH = 11  # of a column; its words are put below each other
+
+out = Console(width=None if sys.stdout.isatty() else 120)
 err = Console(stderr=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]], caption: str) -> None:
-    """Print a table of numbers whose first column is a name; a row's cell beyond the columns is a note."""
-    grid = Table()
+    """Print a table of numbers whose first column is a name; a row's cell beyond the columns is a note, put below."""
+    grid = Table(box=box.SIMPLE_HEAD)
     lines = [[escape(str(cell)) for cell in row] for row in rows]
-    shown = len(columns) + any("".join(line[len(columns) :]) for line in lines)
-    for i, column in enumerate((*columns, "note")[:shown]):
-        text = i in (0, len(columns))
-        grid.add_column(column, justify="left" if text else "right", no_wrap=i < len(columns))
+    for i, column in enumerate(columns):
+        header = textwrap.fill(column, HEADER_WIDTH, break_long_words=False)
+        grid.add_column(escape(header), justify="right" if i else "left", no_wrap=True)
     for line in lines:
-        grid.add_row(*line[:shown], style="bold" if line[0].startswith(OURS) else None)
+        grid.add_row(*line[: len(columns)], style="bold" if line[0].startswith(OURS) else None)
     out.print(escape(title), highlight=False)
     out.print(grid)
-    out.print(escape(caption), end="\n\n", highlight=False)
+    out.print(escape(caption), highlight=False)
+    for line in lines:
+        if note := " ".join(line[len(columns) :]).strip():
+            out.print(f"{line[0]}: {note}", highlight=False)
+    out.print()
 
 
 def say(text: str) -> None:

@@ -25,7 +25,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 # What is computed for each row and class exists for a block of rows at a time, of at most this many bytes, so that
 # memory does not grow with the number of rows.
 BLOCK_BYTES = 8 << 20
-GPU_BLOCK_BYTES = 256 << 20  # its kernels want more rows at a time
+# A block on a GPU should stay in its second-level cache between a product and a kernel, which is 50 MB or more on
+# current ones, and should take longer to compute than to launch. Not measured: `benchmarks/gpu.sh` does.
+GPU_BLOCK_BYTES = 64 << 20
 
 
 def row_blocks(n_rows: int, row_bytes: int, block_bytes: int | None = None) -> Iterator[slice]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import array_api_compat
 import array_api_compat.numpy
+import numpy as np
 
 from softmax_xp._arrays import (
     Array,
@@ -30,10 +31,14 @@ from softmax_xp._arrays import (
     is_numpy,
     namespace,
     native,
+    row_blocks,
     to_numpy,
 )
 from softmax_xp.kernels import Kernels, kernels_for
 
+# Multiplications that a CPU does in the time that a kernel's launch takes from Python: some 5 microseconds. A guess.
+LAUNCH_WORK = 1 << 17
+UPLOAD_BYTES = 64 << 20  # of an array on the host that are sent to a GPU at a time
 INSTALL_CUPY = "pip install 'cupy-cuda13x>=14.2' 'cuda-toolkit[cublas,cudart,nvrtc]==13.*'"  # the extra cuda13
 
 
@@ -95,12 +100,27 @@ class Backend:
                 x = array_api_compat.to_device(self.xp.from_dlpack(x), self.device)
             else:
                 host = to_numpy(x)
-                if dtype is not None and dtype_name(dtype) != "bfloat16":
-                    host = host.astype(dtype_name(dtype), copy=False)  # before, as not every device has its dtype
-                if not (host.flags.writeable or self == _cpu()):
-                    host = host.copy()  # not every library takes read-only memory
-                x = self.xp.asarray(host, device=self.device)
+                large = is_gpu(self.device) and host.nbytes > UPLOAD_BYTES
+                x = self._uploaded(host, dtype) if large else self._copied(host, dtype)
             return x if dtype is None else self.xp.astype(x, dtype, copy=False)
+
+    def _copied(self, host: np.ndarray, dtype: DType | None) -> Array:
+        """Return a NumPy array here, in `dtype` where NumPy has that."""
+        if dtype is not None and dtype_name(dtype) != "bfloat16":
+            host = host.astype(dtype_name(dtype), copy=False)  # before, as not every device has its dtype
+        if not (host.flags.writeable or self == _cpu()):
+            host = host.copy()  # not every library takes read-only memory
+        return self.xp.asarray(host, device=self.device)
+
+    def _uploaded(self, host: np.ndarray, dtype: DType | None) -> Array:
+        """Return the same for a large array on a GPU, in pieces: CuPy copies what it sends to pinned memory first."""
+        out = None
+        for part in row_blocks(len(host), host.nbytes // len(host), UPLOAD_BYTES):
+            piece = self._copied(np.ascontiguousarray(host[part]), dtype)
+            if out is None:
+                out = self.xp.empty(host.shape, dtype=piece.dtype)
+            out[part] = piece
+        return out
 
     def repeated(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """On a GPU, wrap `function` so that calls with small arrays replay a CUDA graph; else return it unchanged.
@@ -122,7 +142,7 @@ def backend_of(x: Array, name: str = "X") -> Backend:
     return Backend(xp, device, str(device))
 
 
-def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
+def select_backend(device: str = "auto", like: Array | None = None, *, small: bool = False) -> Backend:
     """Return the backend for `device`.
 
     Parameters
@@ -132,6 +152,8 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
         its device, and sends anything else to the first usable GPU, or to the CPU if there is none.
     like : array, optional
         The data; "auto" depends on where they are.
+    small : bool
+        Whether the problem is one that `small_for_gpu` calls small: "auto" then sends it to the CPU.
 
     Returns
     -------
@@ -159,10 +181,23 @@ def select_backend(device: str = "auto", like: Array | None = None) -> Backend:
         return _cuda(index)
     if like is not None and is_array(like) and not is_numpy(like):
         return backend_of(like)
-    for index in range(_cuda_count()):
+    for index in () if small else range(_cuda_count()):
         if not _cuda_fault(index):
             return _cuda(index)
     return _cpu()
+
+
+def small_for_gpu(multiplications: int, launches: int) -> bool:
+    """Return whether a CPU does a step of a fit sooner than a GPU launches it.
+
+    Such a fit would also wait for CuPy to compile its kernels when it is the first.
+
+    Parameters
+    ----------
+    multiplications : of one evaluation of the gradient: rows times parameters
+    launches : of kernels in one step
+    """
+    return multiplications < launches * LAUNCH_WORK
 
 
 def devices() -> list[DeviceInfo]:

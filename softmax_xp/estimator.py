@@ -43,7 +43,7 @@ from softmax_xp._arrays import (
     row_blocks,
     to_numpy,
 )
-from softmax_xp.backend import Backend, backend_of, select_backend
+from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
@@ -59,6 +59,7 @@ from softmax_xp.validation import checked_features, checked_weights, encoded_lab
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
+LAUNCHES = 102  # of one L-BFGS step on a GPU, counted
 SEPARATED = "every row is classified right, so that without a penalty there is no minimum"
 # Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
 # rounding by hand. Ten times less takes up to twice as many steps.
@@ -122,8 +123,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         mini-batches of 256 rows with a learning rate that falls to zero in `max_iter` epochs; pass SGD(...), Adam(...)
         or AdamW(...) to choose it.
     device : {"auto", "cpu", "cuda", "cuda:<index>"}, default "auto"
-        "auto" computes where X is; NumPy arrays, frames and lists go to the best usable device. Any other value
-        means exactly that, and raises DeviceUnavailableError with cause and remedy where it cannot be had.
+        "auto" computes where X is; NumPy arrays, frames and lists go to the first usable GPU, or to the CPU where
+        there is none or the problem is small (see `backend.small_for_gpu`). Any other value means exactly that, and
+        raises DeviceUnavailableError with cause and remedy where it cannot be had.
     dtype : {"float32", "float64"} or None, default None
         What X is converted to; None keeps float32 and float64, takes float16 and bfloat16 to float32, and the rest
         to float64.
@@ -245,10 +247,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_parameters()
         if observe is not None and not callable(observe):
             raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
-        backend = select_backend(self.device, like=X)
+        select_backend(self.device, small=True)  # raises if it cannot be used
         X = checked_features(self, X, None, y, reset=True, finite=False)
         classes, labels = encoded_labels(y)
         check_length(labels, "y", X.shape[0], "X")
+        small = self.precision == "float32" and small_for_gpu(math.prod(X.shape) * len(classes), LAUNCHES)
+        backend = select_backend(self.device, like=X, small=small)
         weight, exponent = row_weights(sample_weight, self.class_weight, classes, labels)
         check_finite(namespace(X=X), X, "X", weight)
         strength = penalty_strength(self.C, weight, exponent)

@@ -33,18 +33,20 @@ from softmax_xp._arrays import (
     describe,
     detached,
     dtype_name,
+    is_array,
     row_blocks,
     scaled_weights,
     to_numpy,
     working_dtype,
 )
-from softmax_xp.backend import Backend, backend_of, select_backend
+from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.data import minibatches
 from softmax_xp.models import MLP, Linear, Params
 from softmax_xp.solvers import Solution
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
 
 INSTALL_PLOT = "pip install 'matplotlib>=3.9'"  # the extra plot
+LAUNCHES = 17  # of one step on a GPU: see kernels.graphs
 FLUSH_EVERY = 1000  # losses that are collected on the device and fetched in one transfer
 
 
@@ -258,8 +260,11 @@ class Trainer:
         -----
         Ctrl-C ends the training; the model keeps its current weights.
         """
-        backend = select_backend(self.device, like=X)
         check_dense(X, "X")
+        n_weights = sum(math.prod(x.shape) for x in self.model.params.values())
+        n_rows = min(self.batch_size, len(X)) if is_array(X) and X.ndim else 0
+        small = small_for_gpu(n_rows * n_weights, LAUNCHES)
+        backend = select_backend(self.device, like=X, small=small)
         # An overflow makes the loss infinite, and that is reported; NumPy's warnings about each operation are silenced.
         with backend.context(), np.errstate(over="ignore", invalid="ignore"):
             rows = self._placed(backend, X, y, sample_weight, ("X", "y"))

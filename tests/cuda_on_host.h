@@ -23,6 +23,7 @@
 #define __launch_bounds__(...)
 using std::exp;
 using std::log;
+using std::log1p;
 
 struct Coordinate {
     unsigned x;

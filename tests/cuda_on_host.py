@@ -79,6 +79,9 @@ def _launcher(number: int, name: str) -> str:
     """Return a C function that runs a kernel."""
     if name.startswith("round_to_bfloat16"):
         parameters = "const float* a, BFloat16* b, Index c"
+    elif name.startswith("row_sums"):
+        stored, computed = parsed(name)[1][:2]
+        parameters = f"const {stored}* a, Index b, {computed}* c, Index d, int e, Index f, int g"
     else:
         stored, written, computed = parsed(name)[1][:3]
         parameters = (

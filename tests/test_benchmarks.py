@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy as np
 import oracle
 import pytest
 
+from softmax_xp import select_backend
+
 ROOT = Path(__file__).resolve().parent.parent
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("no benchmarks beside these tests: the package is installed without them", allow_module_level=True)
 sys.path.append(str(ROOT))  # last, so that an installed package is what is tested
-competitors, data, evaluation, fit, kernel, measure, objective, probe, report = (
-    pytest.importorskip(f"benchmarks.{name}")
-    for name in ("competitors", "data", "evaluation", "fit", "kernel", "measure", "objective", "probe", "report")
+MODULES = "compiled", "competitors", "data", "evaluation", "fit", "kernel", "measure", "objective", "probe", "report"
+compiled, competitors, data, evaluation, fit, kernel, measure, objective, probe, report = (
+    pytest.importorskip(f"benchmarks.{name}") for name in MODULES
 )
 SLOW_TO_IMPORT = {"jax"}
 EVALUATORS = [entry for entry in competitors.evaluators() if entry.library not in SLOW_TO_IMPORT]
@@ -36,12 +39,12 @@ def test_command_tells_what_it_can_measure(python, tmp_path):
         text=True,
         check=True,
     )
-    for name in ("eval", "fit", "kernel", "memory", "probe", "sweep"):
+    for name in ("compiled", "eval", "fit", "kernel", "memory", "probe", "sweep"):
         assert f" {name} " in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["eval", "fit", "kernel", "memory", "probe", "sweep"])
+@pytest.mark.parametrize("name", ["compiled", "eval", "fit", "kernel", "memory", "probe", "sweep"])
 def test_every_command_tells_its_options(name):
     runner = pytest.importorskip("typer.testing").CliRunner()
     from benchmarks.__main__ import app
@@ -203,8 +206,8 @@ def test_logits_are_turned_into_their_gradient_by_every_competitor():
 def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
     for n_classes in (8, 10, 100, 1024, 50257, 131072):
         launches = kernel.alternatives(n_classes, dtype, 1000, 232448)
-        aligned = n_classes % (4 if dtype == "float32" else 8) == 0
-        options = {"aligned": aligned, "dense": True, "shared_bytes": 232448}
+        pack = next(pack for pack in (8, 4, 2, 1) if n_classes % pack == 0)
+        options = {"pack": pack, "dense": True, "shared_bytes": 232448}
         assert launches[0] == kernel.cuda.launch_of(1000, n_classes, dtype, "GRADIENT", "LABELS", **options)
         assert len({kernel.shape_of(launch, n_classes) for launch in launches}) == len(launches) > 1
         assert (kernel.shape_of(launches[0], n_classes) == "a thread a row") == (n_classes <= 64)
@@ -218,6 +221,85 @@ def test_alternatives_cover_every_class_and_begin_with_the_choice(dtype):
     launch = kernel.launches.row_launch(9, 100_000, "float32", "float, float, GRADIENT, LABELS", 4, 1024, 4, 14)
     assert kernel.shape_of(launch, 100_000) == "4 x 1024 x 4 and 14 +"
     assert kernel.shape_of(launch, 73_728) == "4 x 1024 x 4 and 14"
+
+
+def test_what_the_assembler_reports_is_read():
+    log = """ptxas info    : Compiling entry function '_Z1aIfEv' for 'sm_90'
+ptxas info    : Function properties for _Z1aIfEv
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 40 registers, used 1 barriers
+ptxas info    : Compiling entry function '_Z1bIfEv' for 'sm_90'
+ptxas info    : Function properties for _Z1bIfEv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 32 registers"""
+    expected = {"_Z1aIfEv": {"spilled": 4, "registers": 40}, "_Z1bIfEv": {"spilled": 0, "registers": 32}}
+    assert compiled.resources_of(log) == expected
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "dtype", "n_bytes"),
+    [
+        *((10, "float32", 16), (100, "float32", 16), (50257, "float32", 4), (10, "bfloat16", 8), (100, "bfloat16", 8)),
+        *((1000, "bfloat16", 16), (1002, "bfloat16", 4), (50257, "bfloat16", 2)),
+    ],
+)
+def test_loads_are_as_wide_as_rows_allow(n_classes, dtype, n_bytes):
+    assert compiled.load_bytes(compiled.kernel_of(90, n_classes, dtype)) == n_bytes
+
+
+def test_kernels_are_compared_with_those_of_before():
+    row = {"architecture": 90, "n_classes": 100, "dtype": "bfloat16", "kernel": "row_major<BFloat16, ..., 4>"}
+    now = row | {"load_bytes": 8, "registers": 40, "spilled_bytes": 0, "instructions": None}
+    earlier = now | {"load_bytes": 2, "registers": 38}
+    expected = ["sm_90 row_major", "100", "bfloat16", "2 -> 8", "38 -> 40", "0 -> 0", "- -> -"]
+    assert compiled.cells_of(now, earlier, True) == expected
+    assert compiled.cells_of(now, None, False)[3:] == ["8", "40", "0", "-"]
+
+
+SCRIPT = ROOT / "benchmarks" / "gpu.sh"
+
+
+def test_steps_for_a_gpu_end_within_nine_minutes():
+    limits = re.findall(r"^(?:step|benchmark) \S+ (\d+) ", SCRIPT.read_text(), re.MULTILINE)
+    assert len(limits) == 10
+    assert sum(map(int, limits)) < 510
+
+
+@pytest.mark.skipif(select_backend("auto").name != "cpu", reason="this machine has a GPU")
+def test_steps_for_a_gpu_are_not_begun_without_one(python, tmp_path):
+    command, environment = python
+    done = subprocess.run(
+        ["bash", str(SCRIPT), str(tmp_path / "out")],
+        env=environment | {"PYTHON": command[0]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "device 'cuda' cannot be used" in done.stderr
+    assert done.stdout == ""
+
+
+def test_tables_are_as_wide_as_a_page(monkeypatch, capsys):
+    """Not on a terminal they have 120 columns, and cut nothing off."""
+    monkeypatch.setattr(report, "out", report.Console(width=120, file=sys.stdout))
+    names = (kernel.OURS, kernel.COPY, *kernel.OTHERS)
+    row = {"n_classes": 131072, "n_rows": 26843545, "copy_gb_per_s": 4321.9, "notes": {"torch": "x " * 99}}
+    row |= {key: dict.fromkeys(names, 0.123456) for key in ("best_s", "median_s", "gb_per_s")}
+    kernel._show("bfloat16", [row], measure.Cuda("cuda"))
+    target = {"rival": "scikit-learn newton-cholesky", "objective": 0.123456789, "seconds": 123.456}
+    target["ours"] = {"softmax_xp newton-cg, CPU": {"seconds": 123.4, "ratio": 1e-5, "tol": 1e-6}}
+    fit._show({"title": "t", "dtype": "float32", "optimum": 0.1, "rows": [], "targets": [target]})
+    one = {"name": "softmax_xp bfloat16", "seconds": 123.4, "n_iter": 1000, "evaluations": 12345, "products_s": 1.0}
+    one |= {"evaluation_s": 0.01, "objective": 1.2345678, "to_first": -1.2e-5, "accuracy": 0.1234, "extra_bytes": 1e12}
+    one |= {"ours_to_its_objective": {"softmax_xp bfloat16": 1.0}, "note": "a note of some words"}
+    train = data.Dataset("embeddings", np.zeros((2, 2)), np.zeros(2))
+    probe._show(train, [one], [one])
+    probe._show_sweep(train, {"bfloat16": [one | {"C": 1e-4}]})
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_a_gpu_has_its_own_competitors(monkeypatch):

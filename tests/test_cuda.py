@@ -17,7 +17,7 @@ from tolerances import LOGIT_ROUNDING, TOLERANCE
 
 import softmax_xp as sx
 from softmax_xp import kernels
-from softmax_xp.kernels import cublas, cuda, launches, reference
+from softmax_xp.kernels import blocked, cublas, cuda, launches, reference
 from softmax_xp.kernels.workspace import Workspace, usable_cores
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
@@ -33,19 +33,19 @@ DTYPES = ("float32", "float64", "float16", "uint16")  # the latter: bits of bflo
 
 
 @pytest.mark.parametrize("dtype", launches.TYPES)
-@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("widest", [1, 2, 4, 8])
 @pytest.mark.parametrize("n_rows", [1, 7, 10**8])
 @pytest.mark.parametrize("shared_bytes", [0, *SHARED_BYTES])
-def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes):
+def test_every_class_and_row_has_its_thread(n_rows, widest, dtype, shared_bytes):
     size, computed = {"float32": (4, 4), "float64": (8, 8)}.get(dtype, (2, 4))
     for n_classes in (*range(1, 2000, 7), 4096, 8192, 10_000, 32768, 32769, 50257, 131072, 1_000_000):
-        options = {"aligned": aligned, "shared_bytes": shared_bytes}
+        options = {"pack": widest, "shared_bytes": shared_bytes}
         launch = launches.launch_of(n_rows, n_classes, dtype, "GRADIENT", "LABELS", **options)
         template, (*kinds, pack, group, held, more) = parsed(launch.kernel)
         pack, group, held = int(pack), int(group), int(held)
         stored, computed_in = launches.TYPES[dtype]
         assert (template, kinds) == ("row_major", [stored, stored, computed_in, "GRADIENT", "LABELS"])
-        assert pack == (16 // size if aligned else 1)
+        assert pack == min(widest, 16 // size)
         assert (more == "true") == (pack * group * held < n_classes)
         most = launches.HELD_BYTES if group <= 32 else launches.HELD_BYTES_IN_BLOCK
         assert held * pack * computed <= most  # else it spills
@@ -70,7 +70,7 @@ def test_every_class_and_row_has_its_thread(n_rows, aligned, dtype, shared_bytes
 def test_packs_hold_as_many_logits_as_target_probabilities():
     for dtype, targets, most in (("float16", "LABELS", 8), ("float16", "PROBABILITIES", 4), ("float64", "LABELS", 2)):
         for n_classes in (16, 1000, 131072):
-            launch = launches.launch_of(9, n_classes, dtype, "GRADIENT", targets, aligned=True)
+            launch = launches.launch_of(9, n_classes, dtype, "GRADIENT", targets, pack=8)
             _, (*_, pack, _, _, _) = parsed(launch.kernel)
             assert int(pack) == most
 
@@ -78,7 +78,7 @@ def test_packs_hold_as_many_logits_as_target_probabilities():
 def test_rows_of_up_to_290_kilobytes_are_read_once_where_shared_memory_is_large():
     for dtype, most in (("float32", 72_000), ("bfloat16", 128_000), ("float64", 36_000)):
         for n_classes, read_once in ((most, True), (most * 5 // 4, False)):
-            options = {"aligned": True, "shared_bytes": SHARED_BYTES[-1]}
+            options = {"pack": 8, "shared_bytes": SHARED_BYTES[-1]}
             launch = launches.launch_of(100, n_classes, dtype, "GRADIENT", "LABELS", **options)
             _, (*_, pack, group, held, _) = parsed(launch.kernel)
             assert (int(pack) * int(group) * (int(held) + launch.kept) >= n_classes) == read_once
@@ -109,10 +109,10 @@ def test_dense_rows_of_few_classes_have_a_thread_each(dtype):
 
 
 def test_what_is_written_changes_nothing_else():
-    for n_classes, (aligned, dense, class_major) in itertools.product(
-        (8, 10, 1000, 131072), ((True, True, False), (False, False, False), (False, False, True))
+    for n_classes, (pack, dense, class_major) in itertools.product(
+        (8, 10, 1000, 131072), ((8, True, False), (1, False, False), (1, False, True))
     ):
-        options = {"aligned": aligned, "dense": dense, "class_major": class_major, "shared_bytes": SHARED_BYTES[-1]}
+        options = {"pack": pack, "dense": dense, "class_major": class_major, "shared_bytes": SHARED_BYTES[-1]}
         launch = launches.launch_of(300, n_classes, "float32", "GRADIENT", "LABELS", **options)
         rounded = launches.launch_of(300, n_classes, "float32", "GRADIENT", "LABELS", written="uint16", **options)
         assert "<float, float, float, " in launch.kernel
@@ -120,13 +120,13 @@ def test_what_is_written_changes_nothing_else():
         assert rounded == launch._replace(kernel=kernel)
 
 
-def test_packs_are_taken_where_every_row_is_made_of_them(monkeypatch):
+def test_packs_are_as_wide_as_every_row_allows(monkeypatch):
     """Of each matrix: on a GPU, a pack that starts elsewhere is an error."""
     seen = []
 
-    def launch_of(*arguments, aligned, dense, **options):
-        seen.append((aligned, dense))
-        return launches.launch_of(*arguments, aligned=aligned, dense=dense, **options)
+    def launch_of(*arguments, pack, dense, **options):
+        seen.append((pack, dense))
+        return launches.launch_of(*arguments, pack=pack, dense=dense, **options)
 
     monkeypatch.setattr(cuda, "launch_of", launch_of)
     monkeypatch.setattr(cuda, "_kernel", lambda name, like: lambda *arguments, **options: None)
@@ -136,31 +136,51 @@ def test_packs_are_taken_where_every_row_is_made_of_them(monkeypatch):
     def matrix(c, dtype="float32", shift=0, step=0):
         """Rows of c numbers, with `step` from one to the next if not c, of which the first has `shift` before it."""
         size = np.dtype(dtype).itemsize
-        memory = np.zeros(16 * 1000, np.uint8)
+        memory = np.zeros(64 + 5 * size * max(c, step) + 16, np.uint8)
         memory = memory[-memory.ctypes.data % 16 + shift * size :]
         return np.lib.stride_tricks.as_strided(memory.view(dtype), (5, c), ((step or c) * size, size))
 
     for z, out, targets, expected in (
-        (matrix(8), matrix(8), None, (True, True)),
-        (matrix(6), matrix(6), None, (False, True)),
-        (matrix(8, shift=1), matrix(8), None, (False, False)),
-        (matrix(8), matrix(8, shift=2), None, (False, False)),
-        (matrix(8, step=12), matrix(8), None, (True, False)),
-        (matrix(8, step=9), matrix(8), None, (False, False)),
-        (matrix(8), matrix(8, step=9), None, (False, False)),
-        (matrix(8), matrix(8, "uint16"), None, (True, True)),
-        (matrix(8), matrix(8, "uint16", step=12), None, (True, False)),
-        (matrix(8), matrix(8, "uint16", step=10), None, (False, False)),
-        (matrix(8), matrix(8, "uint16", shift=2), None, (False, False)),
-        (matrix(8, "float16"), matrix(8, "float16"), matrix(8), (True, True)),
-        (matrix(12, "float16"), matrix(12, "float16"), matrix(12), (False, True)),
-        (matrix(8), matrix(8), matrix(8, step=12), (True, True)),
-        (matrix(8), matrix(8), matrix(8, step=10), (False, True)),
-        (matrix(8), matrix(8), matrix(8, shift=1), (False, False)),
+        (matrix(8), matrix(8), None, (8, True)),
+        (matrix(6), matrix(6), None, (2, True)),
+        (matrix(7), matrix(7), None, (1, True)),
+        (matrix(8, shift=1), matrix(8), None, (1, False)),
+        (matrix(8), matrix(8, shift=2), None, (2, False)),
+        (matrix(8, step=12), matrix(8), None, (8, False)),  # of float32, 4 are the most
+        (matrix(8, step=10), matrix(8), None, (2, False)),
+        (matrix(8, step=9), matrix(8), None, (1, False)),
+        (matrix(8), matrix(8, step=9), None, (1, False)),
+        (matrix(8), matrix(8, "uint16"), None, (8, True)),
+        (matrix(8), matrix(8, "uint16", step=12), None, (4, False)),
+        (matrix(8), matrix(8, "uint16", step=10), None, (2, False)),
+        (matrix(8), matrix(8, "uint16", shift=2), None, (2, False)),
+        (matrix(8), matrix(8, "uint16", shift=4), None, (4, False)),
+        (matrix(8, "float16"), matrix(8, "float16"), matrix(8), (8, True)),
+        (matrix(12, "float16"), matrix(12, "float16"), matrix(12), (4, True)),
+        (matrix(100, "uint16"), matrix(100, "uint16"), None, (4, True)),
+        (matrix(50257, "uint16"), matrix(50257, "uint16"), None, (1, True)),
+        (matrix(8), matrix(8), matrix(8, step=12), (8, True)),
+        (matrix(8), matrix(8), matrix(8, step=10), (2, True)),
+        (matrix(8), matrix(8), matrix(8, shift=1), (1, False)),
     ):
         t = np.zeros(5, dtype=np.int64) if targets is None else targets
         cuda._run("GRADIENT", z, out, t, losses=np.zeros(5, dtype="float32"))
         assert seen[-1] == expected, (z.strides, out.strides, out.dtype)
+
+
+@pytest.mark.parametrize("dtype", launches.TYPES)
+def test_every_row_and_column_is_in_one_sum(dtype):
+    for n_rows, n_columns, widest in itertools.product((1, 300, 10**7), (1, 2, 10, 99, 1000, 100_000), (1, 2, 4, 8)):
+        launch, of_part = launches.sums_launch(n_rows, n_columns, dtype, widest)
+        _, (stored, computed, pack, threads) = parsed(launch.kernel)
+        assert (stored, computed) == launches.TYPES[dtype]
+        assert int(pack) * launches.itemsize(computed) <= launches.PACK_BYTES
+        assert widest % int(pack) == 0
+        tiles = -(-n_columns // (int(pack) * int(threads)))
+        parts, left_over = divmod(launch.grid, tiles)
+        assert left_over == 0
+        assert (parts - 1) * of_part < n_rows <= parts * of_part
+        assert launch.block == 256 >= int(threads)
 
 
 def test_class_major_logits_have_a_warp_for_32_rows():
@@ -180,27 +200,23 @@ def test_class_major_logits_have_a_warp_for_32_rows():
 def compiled():
     """By architecture: the kernels by their names in the program, and the log; or none, and what is wrong with them."""
     nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
-    variants = [
-        launches.launch_of(
-            1000,
-            c,
-            dtype,
-            *kind,
-            aligned=aligned,
-            dense=aligned,
-            class_major=class_major,
-            written=written,
-            shared_bytes=SHARED_BYTES[-1],
-        )
-        for (dtype, written), kind, c, (aligned, class_major) in itertools.product(
-            [*((dtype, dtype) for dtype in launches.TYPES), ("float32", "uint16")],
-            [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")],
-            (10, 16, 1000, 4096, 131072),
-            [(True, False), (False, False), (False, True)],
-        )
-        if written == dtype or "GRADIENT" in kind
-    ]
-    names = sorted({launch.kernel for launch in variants} | {"round_to_bfloat16<1>", "round_to_bfloat16<4>"})
+    kinds = [("SOFTMAX", "NONE"), ("GRADIENT", "LABELS"), ("GRADIENT", "PROBABILITIES"), ("HESSIAN", "PROBABILITIES")]
+    dtypes = [*((dtype, dtype) for dtype in launches.TYPES), ("float32", "uint16")]
+    variants = []
+    for (dtype, written), kind, c in itertools.product(dtypes, kinds, (10, 16, 100, 1000, 1002, 4096, 131072)):
+        size = launches.itemsize(dtype)
+        if (written != dtype and "GRADIENT" not in kind) or (c in (100, 1002) and (size > 2 or "LABELS" not in kind)):
+            continue
+        widest = launches.widest_pack(c, [(0, c * size, size)])
+        for pack, class_major in ((widest, False), (1, False), (1, True)):
+            options = {"pack": pack, "dense": pack > 1, "class_major": class_major, "written": written}
+            variants.append(launches.launch_of(1000, c, dtype, *kind, **options, shared_bytes=SHARED_BYTES[-1]))
+    sums = (
+        launches.sums_launch(1000, c, dtype, pack)
+        for c, dtype, pack in itertools.product((1, 1000), ("float32", "float64", "uint16"), (1, 8))
+    )
+    names = {launch.kernel for launch in variants} | {launch.kernel for launch, _ in sums}
+    names = sorted(names | {"round_to_bfloat16<1>", "round_to_bfloat16<4>"})
     of_cupy = ("--device-as-default-execution-space", "-ftz=true")  # that its compiler.py adds
 
     def compiled_for(architecture):
@@ -214,6 +230,8 @@ def compiled():
         assert len(nvrtc.getCUBIN(program)) > 0
         return {nvrtc.getLoweredName(program, name): name for name in names}, nvrtc.getProgramLog(program)
 
+    # NVRTC opens another library at its first compilation, which may fail in two threads at once.
+    nvrtc.compileProgram(nvrtc.createProgram("", "empty.cu", [], []), [])
     with ThreadPoolExecutor(usable_cores()) as pool:
         return dict(zip(ARCHITECTURES, pool.map(compiled_for, ARCHITECTURES), strict=True))
 
@@ -422,7 +440,7 @@ def run_on_host(patch, kernel):
     patch.setattr(cuda, "_free_bytes", lambda: 10**6)
     patch.setattr(cuda, "_kernel", kernel)
     patch.setattr(cublas, "address", lambda x: 0 if x is None else x.ctypes.data)
-    patch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, gemm))
+    patch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, None, gemm))
     patch.setattr(cublas, "_handle_and_stream", lambda: (0, 0))
 
 
@@ -494,6 +512,64 @@ def test_every_pass_is_the_reference(place):
             assert actual.dtype.name in (p.dtype, p.bias.dtype.name, "uint16")
             dtype = "bfloat16" if actual.dtype == np.uint16 else actual.dtype.name
             within(actual, expected, dtype, quantity, 1.0 if p.dtype in ("float32", "float64") else 2.0)
+
+
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
+def test_few_problems_of_every_kernel(place):
+    """A test of a minute or less, for the tools that look for races and for errors of memory."""
+    move, back = place
+    for dtype, c, layout in itertools.product(("float32", "uint16"), (10, 100, 1000, 33001), ("row-major", "apart")):
+        p = Problem(5, c, dtype, layout, "LABELS", True, 0.1)
+        _, grad = cuda.cross_entropy_with_grad(move(p.logits), move(p.targets), move(p.weight), p.smoothing)
+        weight = p.weight.astype(np.float64)
+        _, expected = reference.cross_entropy_with_grad(widened(p.logits), p.targets, weight, p.smoothing)
+        within(back(grad), expected, "bfloat16" if dtype == "uint16" else dtype, "grad", 2.0)
+    for c in (10, 300):
+        p = Problem(40, c, "float32", "class-major", "LABELS", True, 0.1)
+        within(back(cuda.softmax(move(p.logits))), reference.softmax(widened(p.logits)), "float32", "rows")
+    x = np.random.default_rng(0).normal(size=(3000, 12)).astype("float32")
+    sums = move(np.zeros(12, dtype="float32"))
+    cuda._add_rows(move(x), sums)
+    np.testing.assert_allclose(back(sums), widened(x).sum(axis=0), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("xp", ["numpy", "cupy"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "uint16"])
+def test_rows_are_summed_whatever_their_layout(dtype, place):
+    move, back = place
+    rng = np.random.default_rng(0)
+    for n, c, layout in itertools.product((1, 7, 2100, 9000), (1, 3, 8, 100), ("row-major", "apart")):
+        x = rng.normal(size=(n, c))
+        x = laid(bfloat16_bits(x) if dtype == "uint16" else x.astype(dtype), layout)
+        start = rng.normal(size=c).astype("float64" if dtype == "float64" else "float32")
+        sums = move(start.copy())
+        cuda._add_rows(move(x), sums)
+        expected = widened(x).sum(axis=0) + start.astype(np.float64)
+        size = np.abs(widened(x)).sum(axis=0).max() + 1.0
+        np.testing.assert_allclose(back(sums), expected, rtol=0, atol=4 * np.finfo(start.dtype).eps * size)
+
+
+@pytest.mark.usefixtures("on_host")
+@pytest.mark.parametrize("provider", [cuda, blocked])
+def test_rows_that_are_certain_keep_their_loss_and_gradient(provider):
+    """To the relative precision of float32: the probability of the label is 1, and what is lost of it is the loss.
+
+    Equal terms are all rounded the same way when they are added: that is most of the tolerance.
+    """
+    for c, gap, shift, layout in itertools.product(
+        (3, 40, 1100, 33000), (12.0, 18.0, 40.0), (0.0, 50.0), ("row-major", "class-major")
+    ):
+        z = laid(np.full((6, c), shift, "float32"), layout)
+        rows, labels = np.arange(6), np.arange(6) % 3
+        z[rows, labels] += gap + rows
+        losses, grad = provider.cross_entropy_with_grad(z, labels)
+        each = np.exp(-(gap + rows))  # of the other classes, in units of the label's
+        total = 1.0 + (c - 1) * each
+        expected = np.repeat((each / total)[:, None], c, axis=1)
+        expected[rows, labels] = -(c - 1) * each / total
+        rtol = 1e-3 if c == 33000 and provider is blocked else 3e-5  # BLAS adds class after class
+        np.testing.assert_allclose(losses, np.log1p((c - 1) * each), rtol=rtol)
+        np.testing.assert_allclose(grad, expected, rtol=rtol)
 
 
 @pytest.mark.usefixtures("on_host")
@@ -621,8 +697,8 @@ def test_a_failure_of_cublas_is_told_with_its_status(monkeypatch):
     monkeypatch.setattr(cublas, "address", lambda x: x.ctypes.data)
     with pytest.raises(RuntimeError, match=r"cublasSetStream .* status 1 "):
         cublas.matmul(*np.ones((3, 2, 2)))
-    _, gemm = cublas._functions()
-    monkeypatch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, gemm))
+    _, _, gemm = cublas._functions()
+    monkeypatch.setattr(cublas, "_functions", lambda: (lambda handle, stream: 0, None, gemm))
     with pytest.raises(RuntimeError, match=r"cublasGemmEx .* status 1 "):
         cublas.matmul(*np.ones((3, 2, 2)))
 

@@ -104,6 +104,11 @@ __device__ inline A over_warps(A x) {
 
 // --- One row ---
 
+// exp(z) of a logit z from which the largest has been subtracted: of float as a power of two, which is one instruction.
+// The product rounds z by as much as that subtraction has rounded it.
+__device__ inline float exponential(float z) { return exp2f(z * 1.44269504f); }
+__device__ inline double exponential(double z) { return exp(z); }
+
 __device__ inline float lowest(float) { return -3.402823466e38f; }
 __device__ inline double lowest(double) { return -1.7976931348623157e308; }
 
@@ -132,7 +137,7 @@ template <typename A, bool COMPENSATED>
 struct Sums {
     A top = lowest(A());  // so far: finite, so that a logit of minus infinity has the exponential 0
     A n = 0;
-    Sum<A, COMPENSATED> exps;      // of exp(z)
+    Sum<A, COMPENSATED> exps;      // of exp(z), without that of the label
     Sum<A, COMPENSATED> logits;    // of z, where there is smoothing
     Sum<A, COMPENSATED> mass;      // of t, the target probabilities
     Sum<A, COMPENSATED> expected;  // of t z
@@ -148,7 +153,7 @@ struct Sums {
         along += more.along.value;
     }
     __device__ void raise(A to) {
-        const A by = n > 0 ? top - to : 0, factor = exp(by);  // without any, the difference may be infinite
+        const A by = n > 0 ? top - to : 0, factor = exponential(by);  // without any, the difference may be infinite
         exps *= factor;
         along *= factor;
         logits += n * by;
@@ -163,10 +168,12 @@ struct Totals {
     A top;
     A log_exps, inverse;  // of the sum of exp(z)
     A logits = 0, mass = 0, expected = 0;
-    A along = 0;  // the mean of u under the softmax
-    bool counts;  // whether the weight is not zero: else loss and gradient are zero, whatever the logits
-    A weight;     // NaN where the label is no class: in the loss, and in each entry of the gradient
-    A hit, miss;  // what the gradient is less than the weighted probability: at the label, and elsewhere
+    A along = 0;     // the mean of u under the softmax
+    bool counts;     // whether the weight is not zero: else loss and gradient are zero, whatever the logits
+    A weight;        // NaN where the label is no class: in the loss, and in each entry of the gradient
+    A label_loss;    // -log(p) of the label
+    A at_label;      // the gradient there
+    A miss;          // what the gradient is less than the weighted probability elsewhere
 };
 
 template <typename A, int PASS, int TARGETS>
@@ -188,11 +195,12 @@ struct Row {
 
     __device__ A probability(A t) const { return (1 - smoothing) * t + even; }
 
-    // Add a class with shifted logit z, its exponential e, and its target t.
+    // Add class k with shifted logit z, its exponential e, and its target t. The exponential of the label is left out:
+    // it may be so much larger than the others that the sum of all holds nothing of these, which are loss and gradient.
     template <bool COMPENSATED>
-    __device__ void add(Sums<A, COMPENSATED>& sums, A z, A e, A t) const {
+    __device__ void add(Sums<A, COMPENSATED>& sums, int k, A z, A e, A t) const {
         sums.n += 1;
-        sums.exps += e;
+        sums.exps += TARGETS == LABELS && k == (int)label ? 0 : e;
         if (PASS == HESSIAN) {
             sums.along += e * t;
         } else if (TARGETS == PROBABILITIES) {
@@ -204,27 +212,30 @@ struct Row {
         }
     }
 
-    // Add a pack of classes with logits y and targets t, and turn y into what `entry` takes.
+    // Add the classes from k on, a pack of them, with logits y and targets t, and turn y into what `entry` takes.
     template <bool COMPENSATED, int VEC>
-    __device__ void add(Sums<A, COMPENSATED>& sums, A* y, const Pack<A, VEC>& t) const {
+    __device__ void add(Sums<A, COMPENSATED>& sums, int k, A* y, const Pack<A, VEC>& t) const {
         Sums<A, false> of_pack;
 #pragma unroll
         for (int v = 0; v < VEC; ++v) {
-            const A z = y[v] - sums.top, e = exp(z);
-            add(of_pack, z, e, t.at[v]);
+            const A z = y[v] - sums.top, e = exponential(z);
+            add(of_pack, k + v, z, e, t.at[v]);
             y[v] = PASS == LOG_SOFTMAX ? z : e;
         }
         sums += of_pack;
     }
 
+    // The totals over all threads, of a row whose label has the logit y.
     template <bool COMPENSATED, typename Total>
-    __device__ Totals<A> reduced(const Sums<A, COMPENSATED>& sums, Total total) const {
-        const A exps = total(sums.exps.value);
+    __device__ Totals<A> reduced(const Sums<A, COMPENSATED>& sums, A y, Total total) const {
+        const A z = y - sums.top, e = known() ? exponential(z) : 0;
+        const A others = total(sums.exps.value), exps = others + e;
         Totals<A> of_row{sums.top, log(exps), 1 / exps};
         const bool outside = TARGETS == LABELS && !known();
         of_row.counts = outside || weight != 0;
         of_row.weight = outside ? (A)__uint_as_float(0x7fc00000u) : weight;
-        of_row.hit = of_row.weight * (1 - smoothing + even);
+        of_row.label_loss = z > -1 ? log1p(others / e) : of_row.log_exps - z;
+        of_row.at_label = of_row.counts ? of_row.weight * (smoothing - even - others * of_row.inverse) : 0;
         of_row.miss = of_row.weight * even;
         if (PASS == HESSIAN) {
             of_row.along = total(sums.along.value) * of_row.inverse;
@@ -237,23 +248,23 @@ struct Row {
         return of_row;
     }
 
-    __device__ A loss(const Totals<A>& sums, A logit_of_label) const {
+    __device__ A loss(const Totals<A>& sums) const {
         if (!sums.counts) return 0;
         if (TARGETS == PROBABILITIES) return sums.weight * (sums.log_exps * sums.mass - sums.expected);
-        A expected = (1 - smoothing) * (logit_of_label - sums.top);
-        if (smoothing != 0) expected += even * sums.logits;
-        return sums.weight * (sums.log_exps - expected);
+        if (smoothing == 0) return sums.weight * sums.label_loss;
+        return sums.weight * ((1 - smoothing) * sums.label_loss + smoothing * sums.log_exps - even * sums.logits);
     }
 
-    // What is written for class k, with target t, where `e` is its exponential, or, for LOG_SOFTMAX, its shifted logit.
-    __device__ A entry(const Totals<A>& sums, int k, A e, A t) const {
+    // What is written for a class with target t, where `e` is its exponential, or, for LOG_SOFTMAX, its shifted logit. At
+    // the label `at_label` is written over it.
+    __device__ A entry(const Totals<A>& sums, A e, A t) const {
         if (PASS == LOG_SOFTMAX) return e - sums.log_exps;
         if (PASS == SOFTMAX) return e * sums.inverse;
         if (!sums.counts) return 0;
         const A scale = sums.weight * sums.inverse;  // as all that is the same for each class, it is formed once
         if (PASS == HESSIAN) return scale * e * (t - sums.along);
         if (TARGETS == PROBABILITIES) return scale * sums.mass * e - sums.weight * probability(t);
-        return scale * e - (k == (int)label ? sums.hit : sums.miss);
+        return scale * e - sums.miss;
     }
 };
 
@@ -300,7 +311,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         const Pack<A, VEC> target = targets_at(first);
         A entries[VEC];
 #pragma unroll
-        for (int v = 0; v < VEC; ++v) entries[v] = own.entry(totals, first + v, y[v], target.at[v]);
+        for (int v = 0; v < VEC; ++v) entries[v] = own.entry(totals, y[v], target.at[v]);
         *reinterpret_cast<Pack<O, VEC>*>(to + first) = narrowed<O, VEC>(entries);
     };
 
@@ -351,29 +362,29 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
             if (i + j < n_beyond) {
                 A y[VEC];
                 unpack(next[j], beyond + (i + j) * STEP, y);
-                own.add(sums, y, targets_at(beyond + (i + j) * STEP));
+                own.add(sums, beyond + (i + j) * STEP, y, targets_at(beyond + (i + j) * STEP));
             }
     }
     top = over_neighbours<true, GROUP>(sums.top);
     sums.raise(top);
     // Not before the row is loaded: the address waits for the label, and so would every load that comes after this one.
-    A at_label = 0;
-    if (own.known()) at_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
+    A of_label = 0;
+    if (own.known()) of_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 #pragma unroll
     for (int i = 0; i < HELD; ++i) {
         const int first = i * STEP + lane * VEC;
-        if (first < n_classes) own.add(sums, x + i * VEC, targets_at(first));
+        if (first < n_classes) own.add(sums, first, x + i * VEC, targets_at(first));
     }
 #pragma unroll 1
     for (int i = 0; i < n_kept; ++i) {
         A y[VEC];
         unpack(own_kept[i * GROUP], beyond + i * STEP, y);
-        own.add(sums, y, targets_at(beyond + i * STEP));
+        own.add(sums, beyond + i * STEP, y, targets_at(beyond + i * STEP));
         if (WIDE) own_kept[i * GROUP] = narrowed<T, VEC>(y);
     }
-    const Totals<A> totals = own.reduced(sums, [](A part) { return over_neighbours<false, GROUP>(part); });
+    const Totals<A> totals = own.reduced(sums, of_label, [](A part) { return over_neighbours<false, GROUP>(part); });
 
-    if (losses && exists && lane == 0) losses[row] = own.loss(totals, at_label);
+    if (losses && exists && lane == 0) losses[row] = own.loss(totals);
     if (PASS == LOSS) return;
     if (GROUP > 32)
         __syncthreads();  // all have read the logit of the label: it may be written over
@@ -398,11 +409,12 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 #pragma unroll
             for (int v = 0; v < VEC; ++v) {
                 y[v] -= top;
-                if (PASS != LOG_SOFTMAX) y[v] = exp(y[v]);
+                if (PASS != LOG_SOFTMAX) y[v] = exponential(y[v]);
             }
         }
         write(totals, first, y);
     }
+    if (own.known() && (int)own.label / VEC % GROUP == lane) narrow(totals.at_label, to[own.label]);  // its own thread
 }
 
 // The same for few classes, and rows with nothing between them: a thread has a row, so that what a row costs besides its
@@ -439,7 +451,7 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
 
     if (exists) {
         const int first = threadIdx.x * n_packs;
-        A top = lowest(A()), at_label = 0;
+        A top = lowest(A()), of_label = 0;
 #pragma unroll 4
         for (int i = 0; i < n_packs; ++i) {
             Pack<A, VEC> pack = packs[place(first + i)];
@@ -452,24 +464,26 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, pack.at[v]);
         }
-        if (own.known()) at_label = packs[place(first + (int)own.label / VEC)].at[own.label % VEC];
+        A* label = own.known() ? packs[place(first + (int)own.label / VEC)].at + own.label % VEC : nullptr;
+        if (label) of_label = *label;
         Sums<A, false> sums;
         sums.top = top;
 #pragma unroll 4
         for (int i = 0; i < n_packs; ++i) {
             Pack<A, VEC> pack = packs[place(first + i)];
-            own.add(sums, pack.at, Pack<A, VEC>{});
+            own.add(sums, i * VEC, pack.at, Pack<A, VEC>{});
             if (PASS != LOSS) packs[place(first + i)] = pack;
         }
-        const Totals<A> totals = own.reduced(sums, [](A all) { return all; });
-        if (losses) losses[start + threadIdx.x] = own.loss(totals, at_label);
+        const Totals<A> totals = own.reduced(sums, of_label, [](A all) { return all; });
+        if (losses) losses[start + threadIdx.x] = own.loss(totals);
 #pragma unroll 4
         for (int i = 0; PASS != LOSS && i < n_packs; ++i) {
             Pack<A, VEC> pack = packs[place(first + i)];
 #pragma unroll
-            for (int v = 0; v < VEC; ++v) pack.at[v] = own.entry(totals, i * VEC + v, pack.at[v], (A)0);
+            for (int v = 0; v < VEC; ++v) pack.at[v] = own.entry(totals, pack.at[v], (A)0);
             packs[place(first + i)] = pack;
         }
+        if (PASS != LOSS && label) *label = totals.at_label;
     }
     if (PASS == LOSS) return;
     __syncthreads();
@@ -494,23 +508,24 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     const A* t = static_cast<const A*>(targets) + row;
     auto logit = [&](Index k) { return widen(logits[k * logits_step + row]) + (bias ? bias[k] : (A)0); };
     auto target = [&](Index k) { return TARGETS == PROBABILITIES ? t[k * targets_step] : (A)0; };
-    const A at_label = own.known() ? logit(own.label) : (A)0;
+    const A of_label = own.known() ? logit(own.label) : (A)0;
 
     Sums<A, true> sums;
     for (Index k = slice; k < n_classes; k += SLICES) {
         const A z = logit(k);
         if (z > sums.top) sums.raise(z);
-        own.add(sums, z - sums.top, exp(z - sums.top), target(k));
+        own.add(sums, k, z - sums.top, exponential(z - sums.top), target(k));
     }
     sums.raise(over_warps<true, SLICES>(sums.top));
-    const Totals<A> totals = own.reduced(sums, [](A part) { return over_warps<false, SLICES>(part); });
+    const Totals<A> totals = own.reduced(sums, of_label, [](A part) { return over_warps<false, SLICES>(part); });
 
-    if (losses && exists && slice == 0) losses[row] = own.loss(totals, at_label);
+    if (losses && exists && slice == 0) losses[row] = own.loss(totals);
     if (PASS == LOSS || !exists) return;
     for (Index k = slice; k < n_classes; k += SLICES) {
         const A z = logit(k) - totals.top;
-        narrow(own.entry(totals, k, PASS == LOG_SOFTMAX ? z : exp(z), target(k)), out[k * out_step + row]);
+        narrow(own.entry(totals, PASS == LOG_SOFTMAX ? z : exponential(z), target(k)), out[k * out_step + row]);
     }
+    if (own.known() && own.label % SLICES == slice) narrow(totals.at_label, out[own.label * out_step + row]);
 }
 
 // A factor of a product of lower precision, in packs of VEC numbers; VEC > 1 needs `x` and `to` to be aligned to them.
@@ -523,4 +538,40 @@ __global__ void __launch_bounds__(128) round_to_bfloat16(const float* x, BFloat1
     } else {
         for (Index j = i; j < n; ++j) narrow(x[j], to[j]);
     }
+}
+
+// The sum of each column of x (n_rows, n_columns), for each part of `of_part` rows: written to sums (parts, n_columns), or
+// added to it. THREADS neighbours read a row, in packs of VEC columns; a block has 256 / THREADS rows at a time.
+template <typename T, typename A, int VEC, int THREADS>
+__global__ void __launch_bounds__(256)
+    row_sums(const T* x, Index step, A* sums, Index n_rows, int n_columns, Index of_part, int add) {
+    constexpr int ROWS = 256 / THREADS;
+    __shared__ Pack<A, VEC> of_thread[256];
+    const int tiles = (n_columns - 1) / (THREADS * VEC) + 1;
+    const Index part = blockIdx.x / tiles, stop = n_rows < (part + 1) * of_part ? n_rows : (part + 1) * of_part;
+    const int first = ((int)(blockIdx.x % tiles) * THREADS + (int)threadIdx.x % THREADS) * VEC;
+    const int line = threadIdx.x / THREADS;
+
+    Pack<A, VEC> own{};
+    if (first < n_columns) {
+#pragma unroll 4
+        for (Index row = part * of_part + line; row < stop; row += ROWS) {
+            const Pack<T, VEC> pack = load<VEC>(x + row * step + first);
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) own.at[v] += widen(pack.at[v]);
+        }
+    }
+    for (int half = ROWS / 2; half > 0; half /= 2) {
+        of_thread[threadIdx.x] = own;
+        __syncthreads();
+        if (line < half) {
+#pragma unroll
+            for (int v = 0; v < VEC; ++v) own.at[v] += of_thread[threadIdx.x + half * THREADS].at[v];
+        }
+        __syncthreads();
+    }
+    if (line > 0 || first >= n_columns) return;
+    A* to = sums + part * n_columns + first;
+#pragma unroll
+    for (int v = 0; v < VEC; ++v) to[v] = add ? to[v] + own.at[v] : own.at[v];
 }

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from typing import Any, NamedTuple
@@ -23,6 +26,11 @@ TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14, "uint16": 14}
 COMPUTE_TYPES = {"32F": 68, "64F": 70, "32F_FAST_TF32": 77}
 AS_IT_IS, TRANSPOSED = 0, 1
 DEFAULT_ALGORITHM = -1
+# Of memory that products may use besides their own, as cuBLAS's documentation recommends for compute capability 9.0. It
+# takes such memory from CUDA by itself otherwise, and a graph would do so at each launch.
+WORKSPACE_BYTES = 32 << 20
+
+_given = threading.local()  # the workspace of the products of this thread, as long as there is one
 
 
 class Layout(NamedTuple):
@@ -77,6 +85,16 @@ def matmul(a: Array, b: Array, out: Array, *, tf32: bool = False, add: bool = Fa
     _gemm(compute, n, m, k, alpha, b, layout_b, a, layout_a, beta, out, layout_out)
 
 
+@contextmanager
+def workspace(memory: Array) -> Iterator[None]:
+    """Let products that this thread makes meanwhile use given memory, an array of bytes, which must outlive them."""
+    _given.memory = memory
+    try:
+        yield
+    finally:
+        _given.memory = None
+
+
 def address(x: Array | None) -> int:
     """Return the address of an array in the memory of its device; 0 for None."""
     return 0 if x is None else int(x.data.ptr)
@@ -100,13 +118,15 @@ def _gemm(
 
     It runs, or is recorded, on the current stream. The rows of the layouts are columns here.
     """
-    set_stream, gemm = _functions()
+    set_stream, set_workspace, gemm = _functions()
     handle, stream = _handle_and_stream()
 
     def operand(x: Array, layout: Layout) -> tuple[int, int, int]:
         return address(x), TYPES[dtype_name(x.dtype)], layout.step
 
-    _check("cublasSetStream", set_stream(handle, stream))
+    _check("cublasSetStream", set_stream(handle, stream))  # this also takes a workspace away
+    if (memory := getattr(_given, "memory", None)) is not None:
+        _check("cublasSetWorkspace", set_workspace(handle, address(memory), memory.nbytes))
     status = gemm(
         handle,
         *(TRANSPOSED if layout.by_columns else AS_IT_IS for layout in (layout_a, layout_b)),
@@ -119,18 +139,20 @@ def _gemm(
 
 
 @cache
-def _functions() -> tuple[Any, Any]:
-    """Return cublasSetStream and cublasGemmEx, with 64-bit sizes, of the cuBLAS that CuPy has loaded."""
+def _functions() -> tuple[Any, Any, Any]:
+    """Return cublasSetStream, cublasSetWorkspace, and cublasGemmEx with 64-bit sizes, of the cuBLAS of CuPy."""
     wrapper = import_module("cupy_backends.cuda.libs").cublas  # this makes CuPy find and load cuBLAS
     if os.name == "nt":
         path = import_module("cuda.pathfinder").load_nvidia_dynamic_lib("cublas").abs_path  # as CuPy finds it
     else:
         path = wrapper.__file__  # it links cuBLAS, so that a symbol looked up in it is found there
     library = ctypes.CDLL(path)
-    set_stream, gemm = library.cublasSetStream_v2, library.cublasGemmEx_64
+    set_stream, set_workspace = library.cublasSetStream_v2, library.cublasSetWorkspace_v2
+    gemm = library.cublasGemmEx_64
     pointer, number, size = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64
     matrix = (pointer, number, size)  # address, type, and step
     set_stream.argtypes = (pointer, pointer)
+    set_workspace.argtypes = (pointer, pointer, ctypes.c_size_t)
     gemm.argtypes = (
         pointer,
         number,
@@ -146,8 +168,8 @@ def _functions() -> tuple[Any, Any]:
         number,
         number,
     )
-    set_stream.restype = gemm.restype = number
-    return set_stream, gemm
+    set_stream.restype = set_workspace.restype = gemm.restype = number
+    return set_stream, set_workspace, gemm
 
 
 def _handle_and_stream() -> tuple[int, int]:

@@ -28,7 +28,7 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.kernels import PRECISIONS as PRECISIONS, cublas
-from softmax_xp.kernels.launches import BLOCK, PACK_BYTES, STATIC_BYTES, TYPES, launch_of
+from softmax_xp.kernels.launches import BLOCK, PACK_BYTES, STATIC_BYTES, TYPES, launch_of, sums_launch, widest_pack
 from softmax_xp.kernels.workspace import Workspace
 
 OPTIONS = ("--std=c++17",)
@@ -114,14 +114,12 @@ def linear_sums(
 ) -> tuple[Array, Array, Array | None]:
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept."""
     xp, wide = namespace(X=X), accumulation_dtype(namespace(X=X), device_of(X))
-    loss = xp.zeros((), dtype=wide)
     blocks = _Blocks([(coef, intercept)], X, workspace)
+    losses, bias = xp.empty(X.shape[0], dtype=blocks.dtype), blocks.bias(intercept)
     for rows, (logits,), out in blocks:
-        losses = xp.empty(len(logits), dtype=logits.dtype)
-        _run("GRADIENT", logits, out, targets[rows], _of(weight, rows), _bias(intercept, logits), smoothing, losses)
-        loss = loss + xp.sum(losses, dtype=wide)
+        _run("GRADIENT", logits, out, targets[rows], _of(weight, rows), bias, smoothing, losses[rows])
         blocks.add(out)
-    return loss, blocks.grad_coef, blocks.grad_intercept
+    return xp.sum(losses, dtype=wide), blocks.grad_coef, blocks.grad_intercept
 
 
 def linear_hessian_product(
@@ -135,10 +133,11 @@ def linear_hessian_product(
 ) -> tuple[Array, Array | None]:
     """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
     blocks = _Blocks([(coef, intercept), (direction, direction_intercept)], X, workspace)
+    bias, bias_along = blocks.bias(intercept), blocks.bias(direction_intercept)
     for rows, (logits, along), out in blocks:
-        if direction_intercept is not None:
-            along += _bias(direction_intercept, logits)
-        _run("HESSIAN", logits, out, along, _of(weight, rows), _bias(intercept, logits))
+        if bias_along is not None:
+            along += bias_along
+        _run("HESSIAN", logits, out, along, _of(weight, rows), bias)
         blocks.add(out)
     return blocks.grad_coef, blocks.grad_intercept
 
@@ -178,10 +177,9 @@ class _Blocks:
         height = blocks[0].stop if blocks else 0
         buffers = [xp.empty((height, self.n_classes), dtype=self.dtype) for _ in self.coefs]
         out = xp.empty(buffers[0].shape, dtype=self.of_factors) if rounded else buffers[0]
-        ones = self._factor(xp.ones((1, height), dtype=self.dtype))
         for rows in blocks:
             n = rows.stop - rows.start
-            self.X_block, self.ones = self._factor(self.X[rows, :]), ones[:, :n]
+            self.X_block = self._factor(self.X[rows, :])
             logits = [buffer[:n] for buffer in buffers]
             for coef, z in zip(self.coefs, logits, strict=True):
                 z[:, : self.n_classes - coef.shape[0]] = 0.0  # of two classes the first has the logit 0
@@ -193,7 +191,15 @@ class _Blocks:
         dlogits = dlogits[:, -self.grad_coef.shape[0] :]
         self._multiply(dlogits.T, self.X_block, self.grad_coef, add=True)
         if self.grad_intercept is not None:
-            cublas.matmul(self.ones, dlogits, self.grad_intercept[None, :], add=True)
+            _add_rows(dlogits, self.grad_intercept)
+
+    def bias(self, intercept: Array | None) -> Array | None:
+        """Return what is added to the columns of logits, of two classes 0 to the first; None without an intercept."""
+        if intercept is None:
+            return None
+        xp = namespace(X=self.X)
+        bias = xp.astype(intercept, self.dtype, copy=False)
+        return bias if len(bias) > 1 else xp.concat([xp.zeros_like(bias), bias])
 
     def _multiply(self, a: Array, b: Array, out: Array, add: bool) -> None:
         cublas.matmul(a, b, out, tf32=self.precision == "tf32", add=add)
@@ -204,6 +210,20 @@ class _Blocks:
             return x
         x = namespace(x=x).astype(x, self.dtype, copy=False)
         return x if self.of_factors == self.dtype else bfloat16_bits(x)
+
+
+def _add_rows(x: Array, sums: Array) -> None:
+    """Add the sum of the rows of x (n, m), or of its bits as bfloat16, to `sums` (m,)."""
+    xp, (n_rows, n_columns) = namespace(x=x), x.shape
+    if n_rows == 0:
+        return
+    launch, of_part = sums_launch(n_rows, n_columns, dtype_name(x.dtype), _widest_pack(n_columns, [x]))
+    last = n_rows <= of_part
+    to = sums if last else xp.empty((-(-n_rows // of_part), n_columns), dtype=sums.dtype)
+    arguments = (_pointer(x), _step(x, 0), _pointer(to), np.int64(n_rows), np.int32(n_columns), np.int64(of_part))
+    _kernel(launch.kernel, x)((launch.grid,), (launch.block,), (*arguments, np.int32(last)))
+    if not last:
+        _add_rows(to, sums)
 
 
 def _block_bytes(n_rows: int, row_bytes: int, X: Array) -> int:
@@ -231,15 +251,6 @@ def bfloat16_bits(x: Array) -> Array:
     grid = (-(-x.size // (BLOCK * pack)),)
     _kernel(f"round_to_bfloat16<{pack}>", x)(grid, (BLOCK,), (_pointer(x), _pointer(out), np.int64(x.size)))
     return out
-
-
-def _bias(intercept: Array | None, logits: Array) -> Array | None:
-    """Return the intercept of each column of the logits, in their dtype."""
-    if intercept is None:
-        return None
-    xp = namespace(logits=logits)
-    bias = xp.astype(intercept, logits.dtype, copy=False)
-    return bias if len(bias) > 1 else xp.concat([xp.zeros_like(bias), bias])
 
 
 def _along(logits: Array, axis: int, row_pass: str) -> Array:
@@ -284,8 +295,6 @@ def _run(
         return out
     matrices = [x for x in (z, out, targets) if x is not None and x.ndim == 2]
     starts = all(map(_starts_a_pack, matrices))
-    a_pack = PACK_BYTES // z.itemsize  # numbers, of logits and of what lies beside them
-    whole = n_classes % a_pack == 0 and all(x.strides[0] // x.itemsize % a_pack == 0 for x in matrices)
     launch = launch_of(
         n_rows,
         n_classes,
@@ -293,20 +302,16 @@ def _run(
         row_pass,
         kind,
         class_major=class_major,
-        aligned=starts and whole,
+        pack=_widest_pack(n_classes, matrices),
         dense=starts and (n_rows == 1 or all(x.strides[0] == n_classes * x.itemsize for x in (z, out))),
         written=dtype_name(out.dtype),
         shared_bytes=_shared_bytes(z),
     )
     across = 1 if class_major else 0
-
-    def step(x: Array | None) -> np.int64:
-        return np.int64(0 if x is None or x.ndim == 1 else x.strides[across] // x.itemsize)
-
     arguments = (
-        *(_pointer(z), step(z), _pointer(bias), _pointer(targets), step(targets), _pointer(weight)),
+        *(_pointer(z), _step(z, across), _pointer(bias), _pointer(targets), _step(targets, across), _pointer(weight)),
         getattr(np, real)(smoothing),
-        *(_pointer(out), step(out), _pointer(losses), np.int64(n_rows), np.int32(n_classes)),
+        *(_pointer(out), _step(out, across), _pointer(losses), np.int64(n_rows), np.int32(n_classes)),
         np.int32(launch.kept),
     )
     _kernel(launch.kernel, z)((launch.grid,), (launch.block,), arguments, shared_mem=launch.shared)
@@ -341,6 +346,15 @@ def _most_shared_bytes(device: int) -> int:
 
 def _pointer(x: Array | None) -> np.uint64:
     return np.uint64(cublas.address(x))
+
+
+def _step(x: Array | None, axis: int) -> np.int64:
+    """Return how many numbers lie between two neighbours of a matrix along an axis; 0 without a matrix."""
+    return np.int64(0 if x is None or x.ndim == 1 else x.strides[axis] // x.itemsize)
+
+
+def _widest_pack(n_columns: int, matrices: list[Array]) -> int:
+    return widest_pack(n_columns, ((cublas.address(x), x.strides[0], x.itemsize) for x in matrices))
 
 
 def _starts_a_pack(x: Array) -> bool:

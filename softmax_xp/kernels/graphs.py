@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from typing import Any, TypeAlias
 
 from softmax_xp._arrays import Array, is_array, namespace
+from softmax_xp.kernels import cublas
 
 # A number, an array, or a tuple or dict of trees.
 Tree: TypeAlias = Any
@@ -118,7 +119,11 @@ def recorded(function: Callable[[], Tree]) -> Recording:
     stream = cupy.cuda.Stream(non_blocking=True)
     cupy.cuda.get_current_stream().synchronize()
     cupy.get_default_memory_pool().free_all_blocks()  # so that the new pool can have this memory
-    with stream, cupy.cuda.using_allocator(pool.malloc):
+    with ExitStack() as stack:
+        stack.enter_context(stream)
+        stack.enter_context(cupy.cuda.using_allocator(pool.malloc))
+        of_products = cupy.empty(cublas.WORKSPACE_BYTES, dtype=cupy.uint8)
+        stack.enter_context(cublas.workspace(of_products))
         function()  # compiles the kernels and fills the pool
         stream.synchronize()
         stream.begin_capture()
@@ -130,7 +135,7 @@ def recorded(function: Callable[[], Tree]) -> Recording:
             raise
         graph = stream.end_capture()
 
-    def launch(graph: Any = graph, kept: Any = (pool, function)) -> None:
+    def launch(graph: Any = graph, kept: Any = (pool, function, of_products)) -> None:
         graph.launch()  # on the current stream
 
     return Recording(launch, outputs, pool.free_all_blocks)

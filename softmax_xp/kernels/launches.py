@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 # dtype of an array -> (C++ type in memory, C++ type for the arithmetic)
@@ -14,6 +15,7 @@ TYPES = {
     "uint16": ("BFloat16", "float"),  # the bits of bfloat16, for which CuPy has no dtype of its own
 }
 PACK_BYTES = 16  # the widest load or store of one thread
+MOST_NUMBERS = 8  # in it: of 16 bits
 # Bytes of a row that a thread holds in registers: if a row has at most one warp, and if it has a block. Threads of a
 # block have 64 registers each, so that a multiprocessor can run 1024 of them. Twice as many bytes spill.
 HELD_BYTES, HELD_BYTES_IN_BLOCK = 128, 64
@@ -29,6 +31,8 @@ STATIC_BYTES = 2048  # of shared memory in every block
 FEW_BYTES = 32768
 SLICES = 8  # warps that share 32 rows of class-major logits
 MIN_SLICE = 32  # classes per warp; with fewer, one warp does all
+SUMS_BLOCK = 256  # threads of a block that sums rows
+ROWS_PER_THREAD = 32  # of them, that it adds one after the other
 
 
 class Launch(NamedTuple):
@@ -52,7 +56,7 @@ def launch_of(
     targets: str = "NONE",
     *,
     class_major: bool = False,
-    aligned: bool = False,
+    pack: int = 1,
     dense: bool = False,
     written: str | None = None,
     shared_bytes: int = 0,
@@ -73,8 +77,8 @@ def launch_of(
     targets : {"NONE", "LABELS", "PROBABILITIES"}
     class_major : bool
         Whether neighbours in memory are rows, not classes.
-    aligned : bool
-        Whether each row of each matrix starts at a multiple of PACK_BYTES, and rows of logits are whole packs.
+    pack : int
+        The most numbers of each matrix that one thread may read or write at once: see `widest_pack`.
     dense : bool
         Whether logits and output start at a multiple of PACK_BYTES and have no gap between their rows.
     written : str, optional
@@ -92,13 +96,44 @@ def launch_of(
         pack = math.gcd(n_classes, 4)
         return Launch(f"few_classes<{kinds}, {pack}, {BLOCK}>", -(-n_rows // BLOCK), BLOCK, shared=few)
     widest = max(itemsize(dtype), itemsize(computed) if targets == "PROBABILITIES" else 0)  # numbers read in packs
-    pack = PACK_BYTES // widest if aligned else 1
+    pack = min(pack, PACK_BYTES // widest)
     for group in GROUPS:
         needed, in_registers, in_shared = -(-n_classes // (pack * group)), *room(group, pack, dtype, shared_bytes)
         if needed <= in_registers + in_shared:
             break
     held = next(held for held in HELD_PACKS if held >= min(needed, in_registers))
     return row_launch(n_rows, n_classes, dtype, kinds, pack, group, held, in_shared)
+
+
+def sums_launch(n_rows: int, n_columns: int, dtype: str, pack: int) -> tuple[Launch, int]:
+    """Return the launch that sums the rows of a matrix in parts, and the rows of each part.
+
+    `dtype` and `pack` are as for `launch_of`. The parts are many enough for all processors; few enough for one more
+    launch to sum them.
+    """
+    computed = TYPES[dtype][1]
+    pack = min(pack, PACK_BYTES // itemsize(computed))
+    threads = min(WARP, 1 << (-(-n_columns // pack) - 1).bit_length())  # that read a row side by side
+    of_part = ROWS_PER_THREAD * SUMS_BLOCK // threads
+    tiles = -(-n_columns // (threads * pack))
+    kernel = f"row_sums<{TYPES[dtype][0]}, {computed}, {pack}, {threads}>"
+    return Launch(kernel, tiles * -(-n_rows // of_part), SUMS_BLOCK), of_part
+
+
+def widest_pack(n_columns: int, matrices: Iterable[tuple[int, int, int]]) -> int:
+    """Return how many numbers one thread may read at once: a power of two that divides every row into whole packs.
+
+    Parameters
+    ----------
+    n_columns : int
+    matrices : address of the first number, bytes from one row to the next, and bytes of a number, of each matrix
+        A pack of PACK_BYTES or more starts at a multiple of PACK_BYTES, a smaller one at a multiple of its size.
+    """
+    pack = MOST_NUMBERS
+    for address, step, size in matrices:
+        while pack > 1 and (n_columns % pack or address % (whole := min(pack * size, PACK_BYTES)) or step % whole):
+            pack //= 2
+    return pack
 
 
 def kinds_of(dtype: str, row_pass: str, targets: str, written: str | None = None) -> str:

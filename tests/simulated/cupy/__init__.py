@@ -23,9 +23,11 @@ from cupy._functions import (
     from_dlpack as from_dlpack,
     may_share_memory as may_share_memory,
 )
-from cupy._kernels import RawModule as RawModule
+from cupy._kernels import RawModule as RawModule, cublas_functions as _cublas_functions
+from softmax_xp.kernels import cublas as _cublas
 
 __version__ = "14.2.0"
+_cublas._functions = _cublas_functions  # in place of those of the library that CuPy loads
 shares_memory = may_share_memory
 
 

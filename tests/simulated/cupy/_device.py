@@ -25,6 +25,8 @@ class Usage:
         Kernels and products, those in a replayed graph not counted.
     kernels, products, graphs : int
         Our own kernels, products by cuBLAS, and replays.
+    allocating : int
+        Products in graphs that have no workspace, for which cuBLAS lets the graph allocate memory.
     to_host, to_device : list of int
         Bytes of each transfer.
     """
@@ -33,7 +35,7 @@ class Usage:
         self.clear()
 
     def clear(self) -> None:
-        self.launches = self.kernels = self.products = self.graphs = 0
+        self.launches = self.kernels = self.products = self.graphs = self.allocating = 0
         self.to_host: list[int] = []
         self.to_device: list[int] = []
 

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from cuda_on_host import Kernels, by_columns, gemm
 
-from cupy._device import SHARED_BYTES, UNSAID_SHARED_BYTES, launch, usage
+from cupy._device import SHARED_BYTES, UNSAID_SHARED_BYTES, get_current_stream, launch, usage
 
-kernels: Kernels | None = None  # set where the folder is known that keeps them
+kernels: Kernels | None = None  # the tests set it; else it keeps them where CuPy would
+
+
+def _kernels() -> Kernels:
+    global kernels
+    if kernels is None:
+        folder = Path(os.environ.get("CUPY_CACHE_DIR") or tempfile.mkdtemp())
+        folder.mkdir(parents=True, exist_ok=True)
+        kernels = Kernels(folder)
+    return kernels
 
 
 class RawModule:
@@ -34,16 +46,26 @@ class RawKernel:
         assert 1 <= grid[0] < 2**31
         assert 1 <= block[0] <= 1024
         assert all(isinstance(x, np.generic) for x in args)  # of another type, CuPy would guess the size
-        assert kernels is not None
         usage.kernels += 1
-        launch(lambda: kernels.launch(self.name, grid[0], block[0], args))
+        launch(lambda: _kernels().launch(self.name, grid[0], block[0], args))
 
 
-def cublas_functions() -> tuple[Any, Any]:
-    """Return what stands for cublasSetStream and cublasGemmEx."""
+def cublas_functions() -> tuple[Any, Any, Any]:
+    """Return what stands for cublasSetStream, cublasSetWorkspace and cublasGemmEx."""
+    workspace: list[int] = []
+
+    def set_stream(handle: int, stream: int) -> int:
+        workspace.clear()
+        return 0
+
+    def set_workspace(handle: int, address: int, size: int) -> int:
+        assert address % 256 == 0
+        workspace.append(size)
+        return 0
 
     def recorded_gemm(*arguments: Any) -> int:
         usage.products += 1
+        usage.allocating += get_current_stream().recorded is not None and not workspace
         # cuBLAS reads the factors of the product, which are on the host, when it is called.
         alpha, beta = arguments[6], arguments[13]
         kept = [np.array(_number(x, arguments[-2])) for x in (alpha, beta)]
@@ -51,7 +73,7 @@ def cublas_functions() -> tuple[Any, Any]:
         launch(lambda kept=kept: gemm(*fixed))
         return 0
 
-    return (lambda handle, stream: 0), recorded_gemm
+    return set_stream, set_workspace, recorded_gemm
 
 
 def _number(address: int, compute: int) -> Any:
