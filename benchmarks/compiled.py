@@ -67,7 +67,7 @@ def compiled(architecture: int, classes: Sequence[int]) -> list[dict[str, Any]]:
         raise SystemExit(f"the kernels do not compile for sm_{architecture}:\n{nvrtc.getProgramLog(program)}") from None
     lowered = {name: nvrtc.getLoweredName(program, name) for name in set(kernels.values())}
     resources = resources_of(nvrtc.getProgramLog(program))
-    instructions = instructions_of(nvrtc.getCUBIN(program))
+    instructions = instructions_of(nvrtc.getCUBIN(program) + b"\0")  # CuPy cuts the last byte off
     return [
         {
             "architecture": architecture,

@@ -249,6 +249,18 @@ def test_kernels_compile_and_keep_rows_in_registers(architecture, compiled):
         assert n_bytes <= (256 if "double" in lowered[function] else 16)  # exp and log of doubles take many registers
 
 
+def test_exponentials_of_float_are_one_instruction():
+    """The accurate expf takes five: it reduces its argument first, by a product that is rounded down."""
+    nvrtc = pytest.importorskip("cupy_backends.cuda.libs.nvrtc", exc_type=ImportError)
+    launch = launches.launch_of(1000, 1000, "float32", "GRADIENT", "LABELS", pack=4, shared_bytes=SHARED_BYTES[-1])
+    program = nvrtc.createProgram(cuda.source(), "cross_entropy.cu", [], [])
+    nvrtc.addNameExpression(program, launch.kernel)
+    nvrtc.compileProgram(program, [*cuda.OPTIONS, "-ftz=true", "-arch=compute_90"])
+    instructions = str(nvrtc.getPTX(program))
+    assert "ex2.approx.ftz.f32" in instructions
+    assert "fma.rm" not in instructions
+
+
 def spilled(log):
     """Bytes that each function stores for want of registers, by the log of ptxas."""
     functions = re.findall(r"Function properties for (\S+)|(\d+) bytes spill stores", log)

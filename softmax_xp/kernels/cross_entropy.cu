@@ -178,20 +178,23 @@ struct Totals {
 
 template <typename A, int PASS, int TARGETS>
 struct Row {
-    Index label;
+    Index given;     // the label, any integer
+    int label = -1;  // the same where it is a class, once `find_label` has been called
     A weight, smoothing, even;
     int n_classes;
 
-    // It asks for label and weight; nothing waits for them before `known` and `reduced` do.
+    // It asks for label and weight; nothing waits for them before `find_label` and `reduced` do.
     __device__ Row(const void* targets, const A* weights, A smoothing, Index row, int n_classes)
-        : label(TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1),
+        : given(TARGETS == LABELS ? static_cast<const Index*>(targets)[row] : -1),
           weight(weights ? weights[row] : (A)1),
           smoothing(smoothing),
           even(smoothing != 0 ? smoothing / n_classes : 0),
           n_classes(n_classes) {}
 
-    // Whether there are labels, and this one is a class.
-    __device__ bool known() const { return TARGETS == LABELS && label >= 0 && label < n_classes; }
+    __device__ void find_label() {
+        if (TARGETS == LABELS && given >= 0 && given < n_classes) label = (int)given;
+    }
+    __device__ bool known() const { return TARGETS == LABELS && label >= 0; }
 
     __device__ A probability(A t) const { return (1 - smoothing) * t + even; }
 
@@ -200,7 +203,7 @@ struct Row {
     template <bool COMPENSATED>
     __device__ void add(Sums<A, COMPENSATED>& sums, int k, A z, A e, A t) const {
         sums.n += 1;
-        sums.exps += TARGETS == LABELS && k == (int)label ? 0 : e;
+        sums.exps += TARGETS == LABELS && k == label ? 0 : e;
         if (PASS == HESSIAN) {
             sums.along += e * t;
         } else if (TARGETS == PROBABILITIES) {
@@ -231,10 +234,10 @@ struct Row {
         const A z = y - sums.top, e = known() ? exponential(z) : 0;
         const A others = total(sums.exps.value), exps = others + e;
         Totals<A> of_row{sums.top, log(exps), 1 / exps};
+        of_row.label_loss = z > -1 ? log1p(others / e) : of_row.log_exps - z;
         const bool outside = TARGETS == LABELS && !known();
         of_row.counts = outside || weight != 0;
         of_row.weight = outside ? (A)__uint_as_float(0x7fc00000u) : weight;
-        of_row.label_loss = z > -1 ? log1p(others / e) : of_row.log_exps - z;
         of_row.at_label = of_row.counts ? of_row.weight * (smoothing - even - others * of_row.inverse) : 0;
         of_row.miss = of_row.weight * even;
         if (PASS == HESSIAN) {
@@ -289,7 +292,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     const bool exists = row < n_rows;
     if (!exists) row = n_rows - 1;  // no thread may leave before the last reduction
 
-    const Row<A, PASS, TARGETS> own(targets, weights, smoothing, row, n_classes);
+    Row<A, PASS, TARGETS> own(targets, weights, smoothing, row, n_classes);
     const T* z = logits + row * logits_step;
     const A* t = static_cast<const A*>(targets) + row * targets_step;
     O* to = out + row * out_step;
@@ -339,6 +342,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
 #pragma unroll
         for (int v = 0; v < VEC; ++v) top = larger(top, y[v]);
     }
+    own.find_label();  // not before the row is loaded: the loads that come after it would wait for the label
     Sums<A, MORE && sizeof(A) == 4> sums;
     sums.top = top;
 #pragma unroll 1
@@ -367,7 +371,6 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
     }
     top = over_neighbours<true, GROUP>(sums.top);
     sums.raise(top);
-    // Not before the row is loaded: the address waits for the label, and so would every load that comes after this one.
     A of_label = 0;
     if (own.known()) of_label = widen(z[own.label]) + (bias ? bias[own.label] : (A)0);
 #pragma unroll
@@ -414,7 +417,7 @@ __global__ void __launch_bounds__(GROUP > 32 ? GROUP : 128, GROUP > 32 ? 1024 / 
         }
         write(totals, first, y);
     }
-    if (own.known() && (int)own.label / VEC % GROUP == lane) narrow(totals.at_label, to[own.label]);  // its own thread
+    if (own.known() && own.label / VEC % GROUP == lane) narrow(totals.at_label, to[own.label]);  // its own thread
 }
 
 // The same for few classes, and rows with nothing between them: a thread has a row, so that what a row costs besides its
@@ -429,7 +432,7 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
     O* to = out + start * n_classes;
     A* own_logits = static_cast<A*>(shared_memory());
     const bool exists = threadIdx.x < n_own;
-    const Row<A, PASS, TARGETS> own(targets, weights, smoothing, exists ? start + threadIdx.x : n_rows - 1, n_classes);
+    Row<A, PASS, TARGETS> own(targets, weights, smoothing, exists ? start + threadIdx.x : n_rows - 1, n_classes);
 
     // Pack i of the block. Neighbours want the same pack of their rows at once: where n_packs is even, these would lie in
     // few of the eight columns of 16 bytes that shared memory has, and are spread over all of them.
@@ -464,7 +467,8 @@ __global__ void __launch_bounds__(ROWS) few_classes(ARGUMENTS) {
 #pragma unroll
             for (int v = 0; v < VEC; ++v) top = larger(top, pack.at[v]);
         }
-        A* label = own.known() ? packs[place(first + (int)own.label / VEC)].at + own.label % VEC : nullptr;
+        own.find_label();
+        A* label = own.known() ? packs[place(first + own.label / VEC)].at + own.label % VEC : nullptr;
         if (label) of_label = *label;
         Sums<A, false> sums;
         sums.top = top;
@@ -504,10 +508,11 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
     const bool exists = row < n_rows;
     if (!exists) row = n_rows - 1;
 
-    const Row<A, PASS, TARGETS> own(targets, weights, smoothing, row, n_classes);
+    Row<A, PASS, TARGETS> own(targets, weights, smoothing, row, n_classes);
     const A* t = static_cast<const A*>(targets) + row;
     auto logit = [&](Index k) { return widen(logits[k * logits_step + row]) + (bias ? bias[k] : (A)0); };
     auto target = [&](Index k) { return TARGETS == PROBABILITIES ? t[k * targets_step] : (A)0; };
+    own.find_label();
     const A of_label = own.known() ? logit(own.label) : (A)0;
 
     Sums<A, true> sums;
@@ -525,7 +530,7 @@ __global__ void __launch_bounds__(SLICES * 32) class_major(ARGUMENTS) {
         const A z = logit(k) - totals.top;
         narrow(own.entry(totals, PASS == LOG_SOFTMAX ? z : exponential(z), target(k)), out[k * out_step + row]);
     }
-    if (own.known() && own.label % SLICES == slice) narrow(totals.at_label, out[own.label * out_step + row]);
+    if (own.known() && own.label % SLICES == slice) narrow(totals.at_label, out[(Index)own.label * out_step + row]);
 }
 
 // A factor of a product of lower precision, in packs of VEC numbers; VEC > 1 needs `x` and `to` to be aligned to them.
