@@ -13,6 +13,7 @@ from itertools import pairwise, product
 from typing import Any, TypeAlias
 
 import numpy as np
+from numpy.lib import introspect
 from numpy.lib.stride_tricks import as_strided
 
 from softmax_xp._arrays import row_blocks
@@ -500,7 +501,8 @@ def _shifted_row_losses(
     label = memory[at_label]
     excess = smoothing * (label - z.mean(axis=1)) if smoothing else 0.0
     _exp(z)
-    s, others, of_label = _sums_beside(z, labels)
+    of_label, others = np.exp(label), _sum_beside(z, labels)
+    s = others + of_label
     likely = label > -1.0
     np.subtract(np.log(s), label, out=losses)
     losses[likely] = _log1p(others[likely] / of_label[likely])
@@ -527,33 +529,45 @@ def _modest_row_losses(
     excess = smoothing * (label - z.mean(axis=1)) if smoothing else 0.0
     with np.errstate(over="ignore", invalid="ignore"):
         np.exp(z, out=z)
-        s, others, of_label = _sums_beside(z, labels)
+        of_label, others = np.exp(label), _sum_beside(z, labels)
+        s = others + of_label
     if not (s < np.exp(MODEST_LOGIT)).all():
         restore()
         return None
-    losses[:] = _log1p(others / of_label)
+    np.divide(others, of_label, out=losses)
+    _log1p(losses, out=losses)
     losses += excess
     return s, others
 
 
-def _sums_beside(z: np.ndarray, labels: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Set z (m, C) to zero at the labels. Return the sums of z before and after, and what stood at the labels, (m,)."""
+def _sum_beside(z: np.ndarray, labels: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """Set z (m, C) to zero at the labels, and return the sums over the other classes (m,)."""
     memory, at_label = labels
-    of_label = memory[at_label]
     memory[at_label] = 0.0
-    others = _over_classes(z)
-    return others + of_label, others, of_label
+    return _over_classes(z)
 
 
-def _log1p(x: np.ndarray) -> np.ndarray:
-    """Return log(1 + x) to full relative precision for x >= 0: NumPy's own takes ten times as long without AVX-512.
+def _log1p(x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """Return log(1 + x) to full relative precision for x >= 0.
 
-    The logarithm of the rounded u = 1 + x, and the rounding error of u to first order.
+    NumPy's own function takes as long as its logarithm with AVX-512, and ten times as long without. There it is the
+    logarithm of the rounded u = 1 + x, and the rounding error of u to first order.
     """
+    if _has_fast_log1p():
+        fast: np.ndarray = np.log1p(x, out=out)
+        return fast
     u = 1.0 + x
-    log: np.ndarray = np.log(u)
-    log += (x - (u - 1.0)) / u
-    return log
+    rest = np.subtract(u, 1.0)
+    np.subtract(x, rest, out=rest)
+    rest /= u
+    return np.add(np.log(u, out=u), rest, out=out)
+
+
+@cache
+def _has_fast_log1p() -> bool:
+    """Return whether NumPy computes log1p on this processor by vector instructions."""
+    loops = introspect.opt_func_info("^log1p$").get("log1p", {})
+    return any(loop["current"].startswith(("AVX512", "X86_V4")) for loop in loops.values())
 
 
 def _row_pass(
@@ -599,9 +613,10 @@ def _logistic_pass(
     np.subtract(top if mass is None else mass * top, losses, out=losses)
     other = np.negative(top, out=top)
     _exp(other)
-    log = _log1p(np.minimum(z, other))  # one of the two is 1
-    losses += log if mass is None else mass * log
-    s = z + other
+    s = np.minimum(z, other)  # the other one of them is 1
+    _log1p(s, out=s)
+    losses += s if mass is None else mass * s
+    np.add(z, other, out=s)
     z *= 1.0 - t if mass is None else mass - t
     other *= t
     z -= other
