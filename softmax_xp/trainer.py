@@ -262,7 +262,7 @@ class Trainer:
         """
         check_dense(X, "X")
         n_weights = sum(math.prod(x.shape) for x in self.model.params.values())
-        n_rows = min(self.batch_size, len(X)) if is_array(X) and X.ndim else 0
+        n_rows = min(self.batch_size, X.shape[0]) if is_array(X) and X.ndim else 0
         small = small_for_gpu(n_rows * n_weights, LAUNCHES)
         backend = select_backend(self.device, like=X, small=small)
         # An overflow makes the loss infinite, and that is reported; NumPy's warnings about each operation are silenced.

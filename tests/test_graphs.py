@@ -158,7 +158,7 @@ def test_a_recording_that_fails_is_ended_and_its_error_told(monkeypatch, broken)
         using_allocator=lambda malloc: nullcontext(),
     )
     pool = SimpleNamespace(free_all_blocks=lambda: None)
-    cupy = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool)
+    cupy = SimpleNamespace(cuda=cuda, get_default_memory_pool=lambda: pool, empty=np.empty, uint8=np.uint8)
     monkeypatch.setattr(graphs, "import_module", lambda name: cupy)
 
     def function():
