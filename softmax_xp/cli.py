@@ -304,6 +304,7 @@ def train(
 
     from softmax_xp import SoftmaxClassifier, select_backend
     from softmax_xp._arrays import check_real
+    from softmax_xp.solvers import Status
 
     # Check all that can be checked before the data are read.
     check_real(C, "--C", low=0.0, include_low=False, remedy="choose a value such as 1.0; inf means no penalty")
@@ -345,7 +346,7 @@ def train(
         precision=precision.value,
     )
     start = time.perf_counter()
-    curve, interrupted = _fit(model, X if scaler is None else scaler.transform(X), y, quiet=as_json)
+    curve = _fit(model, X if scaler is None else scaler.transform(X), y, quiet=as_json)
     seconds = time.perf_counter() - start
     if scaler is not None:
         _fold(model, scaler.mean_, scaler.scale_)
@@ -396,7 +397,7 @@ def train(
         if plot is not None:
             is_read &= _say(f"curves written to {plot}")
         is_read &= _say(f"model written to {output}{', in place of the old one' if replaces else ''}")
-    if interrupted:
+    if model.status_ is Status.INTERRUPTED:
         return interruption.status
     return 0 if is_read else UNREAD
 
@@ -559,8 +560,8 @@ def _show_devices(found: list[DeviceInfo]) -> None:
 # --- Fit and scores ---
 
 
-def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> tuple[list[Iterate], bool]:
-    """Fit, with a progress line on a terminal; return all iterates, and whether Ctrl-C ended the fit."""
+def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> list[Iterate]:
+    """Fit, with a progress line on a terminal; return all iterates."""
     from sklearn.exceptions import ConvergenceWarning
 
     curve: list[Iterate] = []
@@ -577,7 +578,7 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
         interruption.defer()  # a model that is there is written
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
-    return curve, any(": interrupted" in str(warning.message) for warning in caught)
+    return curve
 
 
 @contextmanager

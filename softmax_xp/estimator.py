@@ -51,7 +51,7 @@ from softmax_xp.labels import label_array
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
-from softmax_xp.solvers import Iterate, Solution, lbfgs, newton_cg, stochastic
+from softmax_xp.solvers import Iterate, Solution, Status, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
 from softmax_xp.trust import hidden_gap
@@ -60,7 +60,6 @@ from softmax_xp.validation import checked_features, checked_weights, encoded_lab
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
 LAUNCHES = 102  # of one L-BFGS step on a GPU, counted
-SEPARATED = "every row is classified right, so that without a penalty there is no minimum"
 # Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
@@ -160,6 +159,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         How far the mean objective is estimated to be above its minimum; infinite where that is unknown, and NaN for
         the stochastic solvers.
     converged_ : bool
+    status_ : solvers.Status
+        Why the fit ended, a str: "converged", "max_iter", "stopped" (by `observe`), "interrupted", "stalled" (no step
+        lowers the objective further in this precision), "diverged" or "separated" (without a penalty there is no
+        minimum).
 
     Notes
     -----
@@ -307,6 +310,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.gradient_norm_ = solution.gradient_norm
         self.estimated_gap_ = solution.estimated_gap
         self.converged_ = solution.converged
+        self.status_ = solution.status
         if not solution.converged:
             warnings.warn(
                 f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
@@ -616,15 +620,15 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _remedy(self, solution: Solution, dtype: str) -> str:
         """Return what helps a fit that has not converged, as a sentence after a space; nothing where it was ended."""
-        if solution.message == SEPARATED:
+        if solution.status is Status.SEPARATED:
             return " Choose a finite C."
         if not math.isfinite(solution.objective):
             return " Scale the features to about 1."
-        if solution.message.startswith(("ended", "interrupted")):
+        if solution.status in (Status.STOPPED, Status.INTERRUPTED):
             return ""
         if math.isnan(solution.estimated_gap):
             return f" Raise max_iter or tol={float(self.tol):g}; solver='auto' finds the optimum."
-        if solution.message.startswith("max_iter"):
+        if solution.status is Status.MAX_ITER:
             return f" Raise max_iter or tol={float(self.tol):g}, or standardise the features."
         return f" Raise tol={float(self.tol):g}{', or fit in float64' if dtype == 'float32' else ''}."
 
@@ -732,13 +736,14 @@ def _unless_separated(
     solution = solve(lambda seen: (observe is not None and observe(seen)) or separated(seen.objective))
     if solution.converged or not separated(solution.objective):
         return solution
-    return replace(solution, estimated_gap=solution.objective, message=SEPARATED)
+    message = "every row is classified right, so that without a penalty there is no minimum"
+    return replace(solution, estimated_gap=solution.objective, status=Status.SEPARATED, message=message)
 
 
 def _distance(solution: Solution) -> str:
     """Return in words how far from the optimum a solve has ended."""
     norm = f"the gradient's norm {solution.gradient_norm:.1e}"
-    if math.isnan(solution.estimated_gap) or solution.message == SEPARATED:
+    if math.isnan(solution.estimated_gap) or solution.status is Status.SEPARATED:
         return norm
     gap, value = solution.estimated_gap, abs(solution.objective)
     if math.isinf(gap):

@@ -29,6 +29,7 @@ from softmax_xp._files import whole_file
 from softmax_xp.backend import Backend, select_backend
 from softmax_xp.estimator import SoftmaxClassifier
 from softmax_xp.models import MLP, Linear
+from softmax_xp.solvers import Status
 
 __all__ = ["ModelFileError", "load", "save"]
 
@@ -190,6 +191,8 @@ def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]
             "converged": bool(model.converged_),
             "device": str(model.device_),
         }
+        if hasattr(model, "status_"):  # else it was loaded from a file without
+            record["status"] = str(model.status_)
     dtype = np.result_type(coef, intercept)
     return {"coef": coef.astype(dtype, copy=False), "intercept": intercept.astype(dtype, copy=False)}, record
 
@@ -373,6 +376,11 @@ def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> Softmax
     gap = record.value("estimated_gap", float, type(None))
     model.estimated_gap_ = math.nan if gap is None else gap
     model.converged_ = record.value("converged", bool)
+    if "status" in record.fields:  # files of earlier versions have none
+        status = record.text("status")
+        if status not in list(Status):
+            raise record.refusal(f"must be one of {', '.join(Status)}", status, "status")
+        model.status_ = Status(status)
     record.text("device")  # of the fit: for readers of the file
     return model
 

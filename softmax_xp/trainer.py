@@ -42,7 +42,7 @@ from softmax_xp._arrays import (
 from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.data import minibatches
 from softmax_xp.models import MLP, Linear, Params
-from softmax_xp.solvers import Solution
+from softmax_xp.solvers import Solution, Status
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
 
 INSTALL_PLOT = "pip install 'matplotlib>=3.9'"  # the extra plot
@@ -292,9 +292,10 @@ class Trainer:
             home = backend_of(X)
             self.model.params = {name: home.asarray(x) for name, x in solution.params.items()}
         loop.history.solution = replace(solution, params=self.model.params)
-        if loop.diverged:
+        if solution.status is Status.DIVERGED:
             warnings.warn(
-                f"{loop.message}; the last finite weights are kept. Lower the learning rate, or scale the features.",
+                f"{solution.message}; the last finite weights are kept. "
+                f"Lower the learning rate, or scale the features.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -372,9 +373,7 @@ class _Loop:
         self.rows = rows
         self.held_out = held_out
         self.history = History()
-        self.message = f"max_steps={trainer.max_steps} steps taken"
-        self.stopped_early = False
-        self.diverged = False
+        self.status, self.message = Status.MAX_ITER, f"max_steps={trainer.max_steps} steps taken"
         self.pending: list[Array] = []  # losses still on the device
         self.current = start  # the parameters that the next step starts from
         self.before = start  # the parameters that the last pending loss was measured at
@@ -404,14 +403,14 @@ class _Loop:
             progress = Progress(step, self.history.loss[-1], params, self.history)
             answers = [callback(progress) for callback in trainer.callbacks]
             if any(answers):
-                self.message = f"ended by a callback after {step} steps"
+                self.status, self.message = Status.STOPPED, f"ended by a callback after {step} steps"
                 return True
         return False
 
     def finish(self, ended: Run) -> Solution:
         """Choose the parameters to keep, and measure objective and gradient over all rows."""
         if ended.interrupted:
-            self.message = f"interrupted after {ended.n_steps} steps"
+            self.status, self.message = Status.INTERRUPTED, f"interrupted after {ended.n_steps} steps"
         params = ended.params
         self._flush()
         if self.trainer.patience is not None and self.best:
@@ -419,8 +418,8 @@ class _Loop:
         value, norm = self._over_all(params)
         first = next((i for i, loss in enumerate(self.history.loss, 1) if not math.isfinite(loss)), None)
         if first is not None or not math.isfinite(value):
+            self.status = Status.DIVERGED
             self.message = f"the loss stopped being finite at step {first or ended.n_steps + 1}"
-            self.diverged = True
             if not math.isfinite(value):
                 params = self.finite
                 value, norm = self._over_all(params)
@@ -431,7 +430,7 @@ class _Loop:
             estimated_gap=math.nan,
             n_iter=ended.n_steps,
             n_evaluations=ended.n_steps,
-            converged=self.stopped_early,
+            status=self.status,
             message=self.message,
         )
 
@@ -490,7 +489,7 @@ class _Loop:
         patience = self.trainer.patience
         looks_since = len(history.validation_steps) - 1 - history.validation_steps.index(history.best_step)
         if patience is not None and looks_since >= patience:
-            self.stopped_early = True
+            self.status = Status.CONVERGED
             self.message = f"the validation loss was lowest after {history.best_step} steps"
             return True
         return False

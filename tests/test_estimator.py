@@ -567,3 +567,29 @@ def test_the_second_gpu_fits_what_lies_on_the_host_or_the_first():
             probabilities = model.predict_proba(X)
             assert type(probabilities) is type(X)
             assert probabilities.device == X.device
+
+
+@pytest.mark.parametrize(
+    ("status", "options", "observe"),
+    [
+        ("converged", {}, None),
+        ("converged", {"solver": "newton-cg"}, None),
+        ("max_iter", {"max_iter": 2}, None),
+        ("max_iter", {"max_iter": 2, "solver": "adam"}, None),
+        ("stopped", {}, lambda iterate: iterate.n_iter == 2),
+        ("stopped", {"solver": "sgd"}, lambda iterate: True),
+        ("stalled", {"solver": "lbfgs", "tol": 1e-30, "max_iter": 10_000}, None),
+        ("separated", {"C": np.inf}, None),
+        ("diverged", {"solver": sx.SGD(1e30)}, None),
+    ],
+)
+def test_why_a_fit_ended_is_told(status, options, observe):
+    X, y = load_iris(return_X_y=True)
+    if status == "separated":
+        X, y = X[:100], y[:100]
+    model = sx.SoftmaxClassifier(device="cpu", random_state=0, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, y, observe=observe)
+    assert model.status_ == status
+    assert model.converged_ is (status == "converged")

@@ -83,7 +83,7 @@ def test_load_returns_the_same_classifier(tmp_path, dtype, n_classes):
     assert back.coef_.dtype == dtype
     assert back.coef_.flags.writeable
     assert set(vars(back)) == set(vars(model))
-    for name in ("objective_", "gradient_norm_", "converged_", "n_features_in_", "device_", "_host_device"):
+    for name in ("objective_", "gradient_norm_", "converged_", "status_", "n_features_in_", "device_", "_host_device"):
         assert getattr(back, name) == getattr(model, name)
         assert type(getattr(back, name)) is type(getattr(model, name))
     assert back.get_params() == model.get_params()
@@ -578,6 +578,21 @@ def test_a_changed_field_is_refused(tmp_path, field):
         tampered(path, arrays, changed)
     if not inner:
         tampered(path, arrays, {key: value for key, value in record.items() if key != name}, name)
+
+
+def test_why_a_fit_ended_is_told_where_the_file_knows(tmp_path):
+    path = tmp_path / "model"
+    model = fitted()
+    assert model.status_ == "converged"
+    model.save(path)
+    arrays, record = parts(path)
+    assert record.pop("status") == "converged"
+    path.write_bytes(sealed(arrays, record))  # as earlier versions have written it
+    back = sx.load(path, device="cpu")
+    assert not hasattr(back, "status_")
+    assert reloaded(back, tmp_path).converged_
+    for value in (None, "ended", 1):
+        tampered(path, arrays, record | {"status": value}, "status")
 
 
 def test_labels_that_their_dtype_cannot_hold_are_refused(tmp_path):

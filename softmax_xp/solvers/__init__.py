@@ -3,7 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
+
+
+class Status(StrEnum):
+    """Why a solve ended."""
+
+    CONVERGED = "converged"
+    """The solver's own rule is met."""
+    MAX_ITER = "max_iter"
+    """All steps (or epochs) that were allowed are taken."""
+    STOPPED = "stopped"
+    """An observer or a callback ended it."""
+    INTERRUPTED = "interrupted"
+    """Ctrl-C or a signal ended it."""
+    STALLED = "stalled"
+    """No step lowers the objective further in this precision."""
+    DIVERGED = "diverged"
+    """The objective is not finite."""
+    SEPARATED = "separated"
+    """Every row is classified right, so that without a penalty there is no minimum."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +44,10 @@ class Solution:
         Steps taken.
     n_evaluations : int
         Evaluations of value and gradient: over all rows, or over one mini-batch each in a stochastic solve.
-    converged : bool
-        Whether the solver's own rule was met.
-    message : str
+    status : Status
         Why it ended.
+    message : str
+        The same in words, with the numbers.
     """
 
     params: Any = field(repr=False)
@@ -36,8 +56,13 @@ class Solution:
     estimated_gap: float
     n_iter: int
     n_evaluations: int
-    converged: bool
+    status: Status
     message: str
+
+    @property
+    def converged(self) -> bool:
+        """Whether the solver's own rule was met."""
+        return self.status is Status.CONVERGED
 
 
 @dataclass(frozen=True)

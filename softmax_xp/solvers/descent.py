@@ -16,7 +16,7 @@ from functools import cache, partial
 from typing import Protocol
 
 from softmax_xp._arrays import Array, namespace
-from softmax_xp.solvers import Iterate, Solution
+from softmax_xp.solvers import Iterate, Solution, Status
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
@@ -111,9 +111,7 @@ def descend(
     current = rough or exact
     point = evaluated(xp, current.value_and_grad, params, xp.zeros_like(params), 0.0)
     n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
-    message, converged = "", False
-    reached = f"the gap to the optimum is at most tol={tol:g} of the objective"
-    exhausted = "no step lowers the objective further in this precision"
+    status: Status | None = None
     values = deque([point.value], maxlen=STALLED + 1)
     stop: object = False
 
@@ -125,9 +123,9 @@ def descend(
         values.clear()
 
     try:
-        while not message:
+        while status is None:
             if not math.isfinite(point.value):
-                message = "the objective is not finite at the start"
+                status = Status.DIVERGED
                 break
             goal = tol / MARGIN * abs(point.value)
             polishes = method.ends_by_newton_step and n_iter < max_iter
@@ -139,10 +137,7 @@ def descend(
             here = Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value))
             stop = n_iter > 0 and observe is not None and observe(here)
             if stop or n_iter >= max_iter or (gap <= goal and not polishes):
-                converged = gap <= goal
-                message = (
-                    reached if converged else "ended by the observer" if stop else f"max_iter={max_iter} steps taken"
-                )
+                status = Status.CONVERGED if gap <= goal else Status.STOPPED if stop else Status.MAX_ITER
                 break
             while True:
                 slope = float(dot(xp, direction, point.grad))
@@ -162,23 +157,23 @@ def descend(
                 values.append(point.value)
                 stalled = len(values) > STALLED and values[0] - point.value <= (current.noise or _no_noise)(point.x)
                 if left <= goal:
-                    gap, message, converged = left, reached, True
+                    gap, status = left, Status.CONVERGED
                     if observe is not None:
                         observe(Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value)))
                 elif stalled and current is exact:
-                    message = exhausted
+                    status = Status.STALLED
                 elif stalled:
                     evaluate_exactly()
             elif gap <= target:
-                message, converged = reached, True
+                status = Status.CONVERGED
             elif current is not exact:
                 evaluate_exactly()
             else:
-                message = exhausted
-        if not converged and not stop and math.isfinite(point.value):  # who ended it has seen an estimate
+                status = Status.STALLED
+        if status in (Status.MAX_ITER, Status.STALLED):  # who ended it has seen an estimate
             gap = method.gap(point)
     except KeyboardInterrupt:
-        message = "interrupted"
+        status = Status.INTERRUPTED
     if current is not exact:
         evaluate_exactly()
     return Solution(
@@ -188,8 +183,15 @@ def descend(
         estimated_gap=_known(gap, point.value),
         n_iter=n_iter,
         n_evaluations=n_evaluations,
-        converged=converged,
-        message=message,
+        status=status,
+        message={
+            Status.CONVERGED: f"the gap to the optimum is at most tol={tol:g} of the objective",
+            Status.MAX_ITER: f"max_iter={max_iter} steps taken",
+            Status.STOPPED: "ended by the observer",
+            Status.INTERRUPTED: "interrupted",
+            Status.STALLED: "no step lowers the objective further in this precision",
+            Status.DIVERGED: "the objective is not finite at the start",
+        }[status],
     )
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from softmax_xp._arrays import Array, accumulation_dtype, check_bool, check_real, namespace
 from softmax_xp.data import minibatches
 from softmax_xp.objective import LinearObjective
-from softmax_xp.solvers import Iterate, Solution
+from softmax_xp.solvers import Iterate, Solution, Status
 from softmax_xp.solvers.schedules import CosineSchedule, Schedule, as_schedule
 
 BATCH_SIZE = 256  # rows per step in `minimize`
@@ -280,7 +280,7 @@ def minimize(
     backend, n_rows = objective.backend, objective.X.shape[0]
     xp = backend.xp
     per_epoch = -(-n_rows // BATCH_SIZE)
-    message, converged, n_iter = f"max_iter={max_epochs} epochs done", False, 0
+    status, n_iter = Status.MAX_ITER, 0
 
     def parts(flat: Array) -> Params:
         coef, intercept = objective.split(flat)
@@ -299,25 +299,27 @@ def minimize(
         return value, parts(grad)
 
     def after_step(step: int, value: Array, params: Params) -> bool:
-        nonlocal message, converged, n_iter
+        nonlocal status, n_iter
         if step % per_epoch:
             return False
         n_iter += 1
         value, norm = over_all(params)
         if not math.isfinite(value):
-            message = f"the objective stopped being finite in epoch {n_iter}; lower the learning rate"
+            status = Status.DIVERGED
         elif norm <= tol:
-            message, converged = f"the gradient's norm is at most tol={tol:g}", True
+            status = Status.CONVERGED
         elif observe is not None and observe(Iterate(n_iter, value, norm, math.nan)):
-            message = "ended by the observer"
+            status = Status.STOPPED
         else:
             return False
         return True
 
     batches = islice(minibatches(backend, n_rows, BATCH_SIZE, rng), per_epoch * max_epochs)
     ended = run(value_and_grad, parts(params), batches, optimizer, after_step, backend.repeated)
-    if ended.interrupted and ended.n_steps == 0:
-        raise KeyboardInterrupt
+    if ended.interrupted:
+        status = Status.INTERRUPTED
+        if ended.n_steps == 0:
+            raise KeyboardInterrupt
     value, norm = over_all(ended.params)
     return Solution(
         params=joined(ended.params),
@@ -326,8 +328,14 @@ def minimize(
         estimated_gap=math.nan,
         n_iter=max(n_iter, -(-ended.n_steps // per_epoch)),
         n_evaluations=ended.n_steps,
-        converged=converged,
-        message=f"interrupted in epoch {n_iter + 1}" if ended.interrupted else message,
+        status=status,
+        message={
+            Status.CONVERGED: f"the gradient's norm is at most tol={tol:g}",
+            Status.MAX_ITER: f"max_iter={max_epochs} epochs done",
+            Status.STOPPED: "ended by the observer",
+            Status.INTERRUPTED: f"interrupted in epoch {n_iter + 1}",
+            Status.DIVERGED: f"the objective stopped being finite in epoch {n_iter}; lower the learning rate",
+        }[status],
     )
 
 
