@@ -9,11 +9,6 @@ import signal
 import sys
 from pathlib import Path
 
-# Run in the background, or by nohup, this process ignores signals, and so would the commands under test.
-for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
-    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
-        signal.signal(getattr(signal, name), handler)
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes share the cores; BLAS reads this when it is loaded
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -124,6 +119,10 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Run in the background, or by nohup, this process ignores signals, and so would the commands under test.
+    for name, handler in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+            signal.signal(getattr(signal, name), handler)
     if config.getoption("--cuda") == "simulated":
         _simulate_cuda(config)
     for name in LIBRARIES:
