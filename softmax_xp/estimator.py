@@ -55,7 +55,7 @@ from softmax_xp.solvers import Iterate, Solution, Status, lbfgs, newton_cg, stoc
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.stochastic import Optimizer
 from softmax_xp.trust import hidden_gap
-from softmax_xp.validation import checked_features, checked_weights, encoded_labels, penalty_strength, row_weights
+from softmax_xp.validation import checked_features, checked_weights, encoded_targets, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
 MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
@@ -140,6 +140,9 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         them, and sum in float32. The fit ends in float32 nevertheless: only the way to the optimum is another one.
         "bfloat16" keeps a rounded copy of X, half as large, where that leaves half of the free memory; else it rounds
         X anew for each evaluation, which moves 10 bytes an entry of X where float32 moves 8.
+    label_smoothing : float in [0, 1], default 0.0
+        Share s of each row's target that is spread evenly over the C classes: a label y has the probability
+        1 - s + s / C, every other class s / C (Szegedy et al., 2016, doi:10.1109/CVPR.2016.308).
 
     Attributes
     ----------
@@ -196,6 +199,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         workers: int | None = None,
         max_memory: int | None = None,
         precision: str = "float32",
+        label_smoothing: float = 0.0,
     ) -> None:
         self.C = C
         self.tol = tol
@@ -211,6 +215,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.workers = workers
         self.max_memory = max_memory
         self.precision = precision
+        self.label_smoothing = label_smoothing
 
     @_unchanged_on_failure
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
@@ -219,9 +224,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Parameters
         ----------
         X : array, frame or list of shape (n_samples, n_features), finite
-        y : array or list of shape (n_samples,)
+        y : array, frame or list of shape (n_samples,)
             Class labels: integers, booleans or text, of NumPy, pandas (nullable and categorical too), polars, torch or
             Python. Labels that differ in `y` are classes that differ, and `predict` returns them as they are in `y`.
+            Or probabilities, an array of floating numbers or a frame of shape (n_samples, n_classes), each row of which
+            sums to 1. The classes are then 0, 1, ..., or the names of the frame's columns.
         sample_weight : array of shape (n_samples,), or a number, optional
             Not negative, not all zero. Only C times the weights counts, so that each may have any size. Rows of weight
             0 do not count, and may hold NaN or infinity.
@@ -252,11 +259,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
         select_backend(self.device, small=True)  # raises if it cannot be used
         X = checked_features(self, X, None, y, reset=True, finite=False)
-        classes, labels = encoded_labels(y)
-        check_length(labels, "y", X.shape[0], "X")
+        classes, targets = encoded_targets(y)
+        check_length(targets, "y", X.shape[0], "X")
         small = self.precision == "float32" and small_for_gpu(math.prod(X.shape) * len(classes), LAUNCHES)
         backend = select_backend(self.device, like=X, small=small)
-        weight, exponent = row_weights(sample_weight, self.class_weight, classes, labels)
+        weight, exponent = row_weights(sample_weight, self.class_weight, classes, targets)
         check_finite(namespace(X=X), X, "X", weight)
         strength = penalty_strength(self.C, weight, exponent)
         home = select_backend("cpu") if is_numpy(X) else backend_of(X)
@@ -264,7 +271,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if not weight.all():  # rows of weight 0 do not count, whatever they hold
                 rows = np.flatnonzero(weight)
                 X = home.xp.take(X, home.asarray(rows), axis=0)
-                labels, weight = labels[rows], weight[rows]
+                targets, weight = targets[rows], weight[rows]
             equal = bool((weight == weight[0]).all())
             with BLAS_ON_ONE_THREAD:  # its threads go on spinning after each product, beside those of the solve
                 where = coordinates(X, strength, self.fit_intercept)
@@ -283,12 +290,13 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             objective = LinearObjective(
                 backend,
                 X_device,
-                backend.asarray(labels),
+                backend.asarray(targets, dtype_name(X_device.dtype) if targets.ndim == 2 else None),
                 len(classes),
                 L2(strength),
                 None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
+                label_smoothing=float(self.label_smoothing),
             )
             start = self._start(objective, classes, where)
             threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
@@ -531,6 +539,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             remedy = "choose a number of bytes such as 2**30, or None"
             check_integer(self.max_memory, "max_memory", low=1, remedy=remedy)
         check_option(self.precision, "precision", PRECISIONS)
+        remedy = "choose a value such as 0.1, or 0.0 for none"
+        check_real(self.label_smoothing, "label_smoothing", low=0.0, high=1.0, remedy=remedy)
         if self.dtype is not None:
             name = self.dtype if isinstance(self.dtype, int) else self._dtype_name()
             check_option(name, "dtype", ("float32", "float64"))
@@ -585,7 +595,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 rough=rough,
                 observe=observe,
             )
-        if objective.penalty.strength > 0.0:
+        has_minimum = objective.penalty.strength > 0.0 or objective.label_smoothing > 0.0 or objective.targets.ndim == 2
+        if has_minimum:
             return self._descend(objective, start, rough, observe)
         return _unless_separated(objective, observe, lambda watch: self._descend(objective, start, rough, watch))
 

@@ -45,6 +45,8 @@ class LinearObjective:
     fit_intercept : bool, default True
     workers : int, optional
         Threads on a CPU; by default as many as the process may use cores. Results do not depend on it.
+    label_smoothing : float in [0, 1], default 0.0
+        Share of each row's target that is spread evenly over the classes.
     precision : str, default "float32"
         Of the matrix products, one of the PRECISIONS of the backend's kernels; "float32" means that of X. Hessian
         products are always made in that of X. "bfloat16" may keep a rounded copy of X.
@@ -61,6 +63,7 @@ class LinearObjective:
         fit_intercept: bool = True,
         workers: int | None = None,
         precision: str = "float32",
+        label_smoothing: float = 0.0,
     ) -> None:
         self.backend = backend
         self.X = X
@@ -72,6 +75,7 @@ class LinearObjective:
         self.host_workspace = Workspace(workers)  # for what is always computed by NumPy
         self.workspace = self.host_workspace if is_numpy(X) else Workspace(1)  # a GPU shares out the work by itself
         self.precision = precision
+        self.label_smoothing = label_smoothing
         self._of_values = self.workspace if precision == "float32" else Workspace(1, precision)
         self._rounded = None if precision == "float32" else backend.kernels(X.dtype).factor(X, precision)
         self._feature_scale: Array | None = None
@@ -92,6 +96,7 @@ class LinearObjective:
             self.fit_intercept,
             self.workspace.workers,
             precision,
+            self.label_smoothing,
         )
 
     @property
@@ -183,7 +188,8 @@ class LinearObjective:
     ) -> tuple[Array, Array]:
         coef, intercept = self.split(params)
         kernels = self.backend.kernels(self.X.dtype)
-        sums = kernels.linear_sums(coef, intercept, factor, targets, weight, workspace=self._of_values)
+        smoothing, workspace = self.label_smoothing, self._of_values
+        sums = kernels.linear_sums(coef, intercept, factor, targets, weight, smoothing, workspace=workspace)
         return penalised_mean(sums, total, coef, self.penalty, self.workspace)
 
 

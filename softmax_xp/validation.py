@@ -17,6 +17,7 @@ from softmax_xp._arrays import (
     accumulation_dtype,
     check_dense,
     check_finite,
+    check_probabilities,
     check_rank,
     check_real,
     check_weights,
@@ -117,6 +118,39 @@ def encoded_labels(y: Any) -> tuple[np.ndarray, np.ndarray]:
     return classes, labels.astype(np.int64, copy=False)
 
 
+def encoded_targets(y: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted classes of `y`, and what a row is to be: its label (n,), or its probabilities (n, C).
+
+    Labels are what `encoded_labels` returns. A matrix of floating numbers with two columns or more has probabilities:
+    one row each, one column for each class. The classes are then 0, 1, ...; of a frame, the names of its columns. Rows
+    of zeros and a one are labels.
+    """
+    check_dense(y, "y")
+    columns = getattr(y, "columns", None)
+    if isinstance(y, type) or not (is_array(y) or columns is not None):
+        return encoded_labels(y)
+    shape = tuple(y.shape)
+    if len(shape) != 2 or shape[1] < 2 or not _has_floating_numbers(y):
+        return encoded_labels(y)
+    targets = _to_float64(y, "y")
+    check_probabilities(namespace(y=targets), targets, targets.shape[1], "y")
+    classes = np.arange(targets.shape[1])
+    if columns is not None:
+        classes, order = np.unique(label_array(list(columns), "the names of y's columns"), return_index=True)
+        if len(classes) < targets.shape[1]:
+            raise ValueError(f"`y` must have one column for each class, got {list(columns)}; rename them.")
+        targets = targets[:, order]
+    if ((targets == 0.0) | (targets == 1.0)).all():
+        return classes, targets.argmax(axis=1)
+    return classes, targets
+
+
+def _has_floating_numbers(y: Any) -> bool:
+    """Return whether a matrix, or each column of a frame, is of floating numbers."""
+    dtypes = list(y.dtypes) if hasattr(y, "dtypes") else [getattr(y, "dtype", "")]
+    return all(dtype_name(dtype).lower().startswith(("float", "bfloat")) for dtype in dtypes)
+
+
 def _counted(y: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """Return what numpy.unique makes of integers (n,), in one pass where it sorts; None where they lie far apart."""
     if y.dtype.kind not in "biu" or not len(y):
@@ -140,6 +174,11 @@ def row_weights(
     products of weights of any size overflow, and dividing by a power of two is exact.
     """
     mantissas, exponents = np.frexp(checked_weights(sample_weight, len(labels)))
+    if class_weight is not None and labels.ndim == 2:
+        raise ValueError(
+            f"`class_weight` must be None where `y` has probabilities, got {describe(class_weight)}; "
+            f"multiply it into sample_weight."
+        )
     if class_weight is not None:
         of_class = _class_weights(class_weight, classes, labels, _scaled(mantissas, exponents)[0])
         of_row, more = np.frexp(of_class[labels])

@@ -11,6 +11,7 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from sklearn.base import clone
 from sklearn.datasets import load_digits, load_iris, load_wine
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
@@ -431,7 +432,7 @@ def test_a_bad_parameter_is_refused_at_fit(parameters, error, message):
         (X0, Y0[:3], None, ValueError, r"`y` must have one entry per row of `X` \(4\), got 3; select"),
         (X0, Y0 + 0.5, None, ValueError, "`y` must be one class label a row.*Unknown label type: continuous.*; pass"),
         (X0, [0, 1, np.nan, 1], None, ValueError, "`y` must be one class label a row.*NaN; pass"),
-        (X0, np.eye(2)[Y0], None, ValueError, "`y` must be one class label a row.*1d array.*; pass"),
+        (X0, np.eye(2, dtype=int)[Y0], None, ValueError, "`y` must be one class label a row.*1d array.*; pass"),
         (X0, ["a", None, "b", "a"], None, ValueError, "`y` must be one class label a row.*; pass"),
         (X0[:, 0], Y0, None, ValueError, "(?s)Expected 2D array, got 1D array.*reshape|`X` must have shape"),
         (X0[None], Y0, None, ValueError, "dim 3|`X` must have shape"),
@@ -593,3 +594,99 @@ def test_why_a_fit_ended_is_told(status, options, observe):
         model.fit(X, y, observe=observe)
     assert model.status_ == status
     assert model.converged_ is (status == "converged")
+
+
+# --- Soft targets ---
+
+
+@pytest.mark.parametrize("solver", ["auto", "lbfgs", "newton-cg"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_probabilities_that_are_certain_are_labels(xp, solver, n_classes):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < n_classes], y[y < n_classes]
+    dtype = xp.float_dtypes[-1]
+    options = {"solver": solver, "device": xp.device_flag}
+    expected = sx.SoftmaxClassifier(**options).fit(xp.asarray(X, dtype), y)
+    model = sx.SoftmaxClassifier(**options).fit(xp.asarray(X, dtype), xp.asarray(np.eye(n_classes)[y], dtype))
+    np.testing.assert_array_equal(xp.to_numpy(model.coef_), xp.to_numpy(expected.coef_))
+    assert model.classes_.tolist() == list(range(n_classes))
+    assert model.objective_ == expected.objective_
+
+
+@pytest.mark.parametrize("solver", ["auto", "lbfgs", "newton-cg"])
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("smoothing", [0.1, 0.6, 1.0])
+def test_label_smoothing_is_a_mixture_with_even_targets(solver, n_classes, smoothing):
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < n_classes], y[y < n_classes]
+    options = {"solver": solver, "tol": 1e-10, "device": "cpu"}
+    smoothed = sx.SoftmaxClassifier(label_smoothing=smoothing, **options).fit(X, y)
+    targets = (1 - smoothing) * np.eye(n_classes)[y] + smoothing / n_classes
+    soft = sx.SoftmaxClassifier(**options).fit(X, targets)
+    np.testing.assert_allclose(smoothed.coef_, soft.coef_, rtol=0, atol=1e-10)
+    assert smoothed.objective_ == pytest.approx(soft.objective_, rel=1e-12)
+    coef, intercept = soft.coef_, soft.intercept_
+    logits = X @ coef.T + intercept
+    logits = logits if n_classes > 2 else np.column_stack([np.zeros(len(X)), logits[:, 0]])
+    value = -(targets * log_softmax(logits, axis=1)).sum(axis=1).mean() + (coef**2).sum() / 2 / len(X)
+    assert soft.objective_ == pytest.approx(value, rel=1e-12)
+
+
+def test_without_a_penalty_smoothed_labels_have_a_minimum():
+    X, y = load_iris(return_X_y=True)
+    X, y = X[y < 2], y[y < 2]
+    model = sx.SoftmaxClassifier(C=np.inf, label_smoothing=0.1, device="cpu").fit(X, y)
+    assert model.status_ == "converged"
+    assert model.objective_ > 0.19  # the entropy of the targets, 0.1985
+
+
+def test_columns_of_probabilities_are_the_classes(tmp_path):
+    pandas, polars = pytest.importorskip("pandas"), pytest.importorskip("polars")
+    X, y = load_iris(return_X_y=True)
+    names = ["wild", "tame", "lost"]
+    targets = 0.8 * np.eye(3)[y] + 0.2 / 3
+    expected = sx.SoftmaxClassifier(device="cpu").fit(X, targets)
+    assert expected.classes_.tolist() == [0, 1, 2]
+    for frame in (pandas.DataFrame(targets, columns=names), polars.DataFrame(dict(zip(names, targets.T, strict=True)))):
+        model = sx.SoftmaxClassifier(device="cpu").fit(X, frame)
+        assert model.classes_.tolist() == sorted(names)
+        np.testing.assert_allclose(model.coef_[[2, 1, 0]], expected.coef_, rtol=0, atol=1e-6)
+        assert model.score(X, np.array(names)[y]) == expected.score(X, y) > 0.9
+        model.save(tmp_path / "model")
+        assert sx.load(tmp_path / "model", device="cpu").predict(X[:2]).tolist() == ["wild", "wild"]
+    twice = pandas.DataFrame(targets, columns=["a", "b", "a"])
+    with pytest.raises(ValueError, match=r"`y` must have one column for each class, got \['a', 'b', 'a'\]"):
+        sx.SoftmaxClassifier(device="cpu").fit(X, twice)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: 2 * t, r"`y` as probabilities must sum to 1 in each row, got 2\.0 at row"),
+        (lambda t: t * np.nan, "`y` must be finite"),
+        (lambda t: t * [2, -1, -1], "`y` as probabilities must not be negative"),
+        (lambda t: t[:-1], "`y` must have one entry per row of `X`"),
+        (lambda t: t.astype(int), "1d array is expected"),
+    ],
+)
+def test_targets_that_are_no_probabilities_are_refused(change, message):
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=message):
+        sx.SoftmaxClassifier(device="cpu").fit(X, change(np.eye(3)[y] * 0.7 + 0.1))
+    with pytest.raises(ValueError, match="`class_weight` must be None where `y` has probabilities"):
+        sx.SoftmaxClassifier(class_weight="balanced", device="cpu").fit(X, np.eye(3)[y] * 0.7 + 0.1)
+
+
+@pytest.mark.parametrize("solver", ["sgd", "auto"])
+def test_weights_count_for_probabilities(solver):
+    X, y = load_iris(return_X_y=True)
+    targets, weight = np.eye(3)[y] * 0.7 + 0.1, np.arange(150) % 3
+    X[weight == 0] = np.nan
+    targets[weight == 0] = [0.0, 0.0, 1.0]
+    options = {"solver": solver, "device": "cpu", "random_state": 0, "max_iter": 50}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        weighted = sx.SoftmaxClassifier(**options).fit(X, targets, weight)
+        rows = np.repeat(np.arange(150), weight)
+        repeated = sx.SoftmaxClassifier(**options).fit(X[rows], targets[rows])
+    np.testing.assert_allclose(weighted.objective_, repeated.objective_, rtol=1e-3 if solver == "auto" else 0.05)
