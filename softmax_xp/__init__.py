@@ -19,6 +19,12 @@ if _typing.TYPE_CHECKING:
         softmax as softmax,
         softmax_loss as softmax_loss,
     )
+    from softmax_xp.losses import (
+        CrossEntropy as CrossEntropy,
+        Focal as Focal,
+        GeneralizedCrossEntropy as GeneralizedCrossEntropy,
+        SymmetricCrossEntropy as SymmetricCrossEntropy,
+    )
     from softmax_xp.models import MLP as MLP, Linear as Linear
     from softmax_xp.persistence import ModelFileError as ModelFileError, load as load, save as save
     from softmax_xp.solvers import Solution as Solution
@@ -46,6 +52,10 @@ _HOME = {
     "log_softmax": "functional",
     "softmax": "functional",
     "softmax_loss": "functional",
+    "CrossEntropy": "losses",
+    "Focal": "losses",
+    "GeneralizedCrossEntropy": "losses",
+    "SymmetricCrossEntropy": "losses",
     "Linear": "models",
     "MLP": "models",
     "ModelFileError": "persistence",

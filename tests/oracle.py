@@ -38,19 +38,46 @@ def target_row(target, n_classes, smoothing=0.0):
     return [(1.0 - smoothing) * x + smoothing / n_classes for x in t]
 
 
-def cross_entropy_rows(logits, targets, smoothing=0.0):
+def phi(loss, log_p):
+    """What the true class costs at its log-probability, and the derivative of that by its probability, times p.
+
+    `loss` is None for cross-entropy, or ("gce", q), ("sce", alpha, beta, log_zero) or ("focal", gamma).
+    """
+    name, *parameters = loss or ("cross_entropy",)
+    p, rest = math.exp(log_p), -math.expm1(log_p)
+    if name == "cross_entropy":
+        return -log_p, -1.0
+    if name == "gce":
+        (q,) = parameters
+        return (1.0 - p**q) / q, -(p**q)
+    if name == "sce":
+        alpha, beta, log_zero = parameters
+        return alpha * -log_p + beta * -log_zero * rest, -alpha + beta * log_zero * p
+    (g,) = parameters
+    if g == 0.0:
+        return -log_p, -1.0
+    if rest == 0.0:
+        return 0.0, 0.0
+    return -(rest**g) * log_p, g * p * rest ** (g - 1.0) * log_p - rest**g
+
+
+def cross_entropy_rows(logits, targets, smoothing=0.0, loss=None):
     """The loss of each row, (n,), and its gradient in the logits, (n, C)."""
     losses, grads = [], []
     for z, target in zip(logits, targets, strict=True):
         log_p = log_softmax_row(z)
         t = target_row(target, len(log_p), smoothing)
-        losses.append(-math.fsum(t_k * l_k for t_k, l_k in zip(t, log_p, strict=True) if t_k > 0.0))
-        mass = math.fsum(t)
-        grads.append([math.exp(l_k) * mass - t_k for t_k, l_k in zip(t, log_p, strict=True)])
+        costs, slopes = zip(
+            *(phi(loss, l_k) if t_k > 0.0 else (0.0, 0.0) for t_k, l_k in zip(t, log_p, strict=True)), strict=True
+        )
+        losses.append(math.fsum(t_k * cost for t_k, cost in zip(t, costs, strict=True)))
+        pulls = [-t_k * slope for t_k, slope in zip(t, slopes, strict=True)]
+        mass = math.fsum(pulls)
+        grads.append([math.exp(l_k) * mass - pull for pull, l_k in zip(pulls, log_p, strict=True)])
     return np.array(losses), np.array(grads)
 
 
-def cross_entropy(logits, targets, sample_weight=None, smoothing=0.0, ignore_index=None, reduction="mean"):
+def cross_entropy(logits, targets, sample_weight=None, smoothing=0.0, ignore_index=None, reduction="mean", loss=None):
     """Loss and gradient in the logits, as softmax_xp.cross_entropy_with_grad defines them."""
     logits = np.asarray(logits, dtype=np.float64)
     n = len(logits)
@@ -62,8 +89,8 @@ def cross_entropy(logits, targets, sample_weight=None, smoothing=0.0, ignore_ind
     if reduction == "mean":
         total = math.fsum(weight)
         weight = [w / total for w in weight]
-    losses, grads = cross_entropy_rows(logits, targets, smoothing)
-    losses = [w * loss for w, loss in zip(weight, losses, strict=True)]
+    losses, grads = cross_entropy_rows(logits, targets, smoothing, loss)
+    losses = [w * row for w, row in zip(weight, losses, strict=True)]
     grads = np.array(weight)[:, None] * grads
     return (np.array(losses) if reduction == "none" else math.fsum(losses)), grads
 
@@ -82,7 +109,7 @@ def softmax_loss(W, X, y, reg):
     return loss + 0.5 * float(reg) * squares, product(X.T, dlogits) + float(reg) * W
 
 
-def linear_sums(coef, intercept, X, targets, weight=None, smoothing=0.0):
+def linear_sums(coef, intercept, X, targets, weight=None, smoothing=0.0, loss=None):
     """Sums over rows of loss, d loss / d coef and d loss / d intercept; one row of coef means two classes."""
     coef, X = np.asarray(coef, dtype=np.float64), np.asarray(X, dtype=np.float64)
     logits = product(X, coef.T)
@@ -91,7 +118,7 @@ def linear_sums(coef, intercept, X, targets, weight=None, smoothing=0.0):
     single = len(coef) == 1
     if single:
         logits = np.hstack([np.zeros_like(logits), logits])
-    loss, dlogits = cross_entropy(logits, targets, weight, smoothing, reduction="sum")
+    loss, dlogits = cross_entropy(logits, targets, weight, smoothing, reduction="sum", loss=loss)
     if single:
         dlogits = dlogits[:, 1:]
     return loss, product(dlogits.T, X), np.array([math.fsum(column) for column in dlogits.T])
