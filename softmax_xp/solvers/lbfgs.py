@@ -171,7 +171,7 @@ class _LBFGS:
             self._recent.clear()
             return self.direction(point, target)
         if gap <= target and self.hessian_product is not None and decrement > 0.0:
-            checked = self._check(self.hessian_product, point, CHECK_PRODUCTS)
+            checked = self._check(self.hessian_product, point, CHECK_PRODUCTS, target)
             newton = checked.newton
             self._gap, self._checked = checked.gap, (point, checked)
             if newton.decrease == 0.0:
@@ -211,8 +211,13 @@ class _LBFGS:
             return math.inf
         return self._checked[1].gap_after(after)
 
-    def _check(self, hessian_product: HessianProduct, point: Point, max_products: int) -> Decrement:
-        """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply."""
+    def _check(
+        self, hessian_product: HessianProduct, point: Point, max_products: int, target: float = math.inf
+    ) -> Decrement:
+        """Return the decrement at a point by a Newton step: by the exact inverse where that is had cheaply.
+
+        A gap of `target` or less would end the solve.
+        """
         precondition = None if self.exact_inverse is None else self.exact_inverse(point.x)
         exact = precondition is not None
         if exact:
@@ -222,8 +227,8 @@ class _LBFGS:
             # Pairs of steps from before the curvature has changed would hide the change.
             precondition = self._product if start is self.precondition else start
             check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
-        product = hessian_product(point.x)
-        newton = newton_step(product, point.grad, precondition, max_products=max_products, **check._asdict())
+        product, of_target = hessian_product(point.x), check.for_target(target, point.value)
+        newton = newton_step(product, point.grad, precondition, max_products=max_products, **of_target._asdict())
         missed = MISSED_UNKNOWN if check is UNKNOWN else MISSED
         return Decrement(newton, point.x, precondition, self.hidden_gap, exact, missed)
 
