@@ -203,6 +203,27 @@ def sweep(
 
 
 @app.command()
+def noise(
+    share: Annotated[float, typer.Option(min=0.0, max=1.0, help="Of the training labels, drawn at random.")] = 0.4,
+    seeds: Annotated[int, typer.Option(min=1, help="Of the random numbers; the mean over them is told.")] = 5,
+    quick: Quick = False,
+    fashion_dir: Fashion = FASHION,
+    output: Output = RESULTS,
+) -> None:
+    """Train with wrong labels by each loss, and test on clean rows.
+
+    [bold]Examples[/bold]
+
+    python -m benchmarks noise
+
+    python -m benchmarks noise --share 0.2 --seeds 3
+    """
+    from benchmarks import noise as command
+
+    command.main(share, seeds, quick, fashion_dir, output)
+
+
+@app.command()
 def kernel(
     classes: Annotated[
         list[int] | None, typer.Option(min=2, help="Classes; repeatable. 10 to 131072 by default.", show_default=False)

@@ -34,7 +34,7 @@ from softmax_xp._arrays import (
     row_blocks,
     to_numpy,
 )
-from softmax_xp.kernels import Kernels, kernels_for
+from softmax_xp.kernels import Provider, kernels_for
 
 # Multiplications that a CPU does in the time that a kernel's launch takes from Python: some 5 microseconds. A guess.
 LAUNCH_WORK = 1 << 17
@@ -129,7 +129,7 @@ class Backend:
         """
         return import_module("softmax_xp.kernels.graphs").Repeated(function) if is_gpu(self.device) else function
 
-    def kernels(self, dtype: DType) -> Kernels:
+    def kernels(self, dtype: DType) -> Provider:
         """Return the provider of the row pass for arrays of `dtype` here."""
         return kernels_for(self.xp, dtype)
 

@@ -46,8 +46,10 @@ from softmax_xp._arrays import (
 from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.kernels import PRECISIONS, kernels_for
+from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
 from softmax_xp.labels import label_array
+from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
@@ -200,6 +202,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         max_memory: int | None = None,
         precision: str = "float32",
         label_smoothing: float = 0.0,
+        loss: str | Loss = "cross_entropy",
     ) -> None:
         self.C = C
         self.tol = tol
@@ -216,6 +219,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.max_memory = max_memory
         self.precision = precision
         self.label_smoothing = label_smoothing
+        self.loss = loss
 
     @_unchanged_on_failure
     def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
@@ -296,7 +300,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
-                label_smoothing=float(self.label_smoothing),
+                RowPass(checked_loss(self.loss), float(self.label_smoothing)),
             )
             start = self._start(objective, classes, where)
             threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
@@ -541,6 +545,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_option(self.precision, "precision", PRECISIONS)
         remedy = "choose a value such as 0.1, or 0.0 for none"
         check_real(self.label_smoothing, "label_smoothing", low=0.0, high=1.0, remedy=remedy)
+        checked_loss(self.loss)
         if self.dtype is not None:
             name = self.dtype if isinstance(self.dtype, int) else self._dtype_name()
             check_option(name, "dtype", ("float32", "float64"))
@@ -595,7 +600,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 rough=rough,
                 observe=observe,
             )
-        has_minimum = objective.penalty.strength > 0.0 or objective.label_smoothing > 0.0 or objective.targets.ndim == 2
+        smoothed = objective.row_pass.smoothing > 0.0 or objective.targets.ndim == 2
+        has_minimum = objective.penalty.strength > 0.0 or smoothed
         if has_minimum:
             return self._descend(objective, start, rough, observe)
         return _unless_separated(objective, observe, lambda watch: self._descend(objective, start, rough, watch))

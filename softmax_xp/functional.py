@@ -40,7 +40,9 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of
+from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
+from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.objective import penalised_mean
 from softmax_xp.penalties import L2
 
@@ -118,11 +120,13 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    loss: str | Loss = "cross_entropy",
 ) -> Array:
-    """Return the cross-entropy of logits against labels or target probabilities.
+    """Return the cross-entropy, or another loss, of logits against labels or target probabilities.
 
     The loss of a row is sum_k t_k (logsumexp(z) - z_k), where t is the one-hot label or the given
-    probabilities, smoothed to (1 - s) t + s / C.
+    probabilities, smoothed to (1 - s) t + s / C. Another `loss` takes phi(log p_k) in place of
+    logsumexp(z) - z_k = -log p_k: see `softmax_xp.losses`.
 
     Parameters
     ----------
@@ -139,6 +143,10 @@ def cross_entropy(
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides by the sum of the weights of the rows that count: only the ratios of the weights matter, and
         they may have any size, and a wider dtype than `logits`.
+    loss : {"cross_entropy", "gce", "sce", "focal"} or an instance of a loss, default "cross_entropy"
+        Generalised cross-entropy ("gce") and symmetric cross-entropy ("sce") bear wrong labels better; a focal loss
+        counts rows less that are classified well. Instances have parameters: `GeneralizedCrossEntropy(q=0.5)`,
+        `SymmetricCrossEntropy`, `Focal`.
 
     Returns
     -------
@@ -157,12 +165,12 @@ def cross_entropy(
     --------
     cross_entropy_with_grad : the same, with its gradient in the logits, at little more than the same cost.
     """
-    backend, logits, targets, weight, label_smoothing = _checked_rows(
-        logits, labels, sample_weight, label_smoothing, ignore_index, reduction
+    backend, logits, targets, weight, row_pass = _checked_rows(
+        logits, labels, sample_weight, label_smoothing, ignore_index, reduction, loss
     )
     with backend.context(), _quiet(ignore_index, sample_weight):
-        losses = backend.kernels(logits.dtype).cross_entropy(logits, targets, weight, label_smoothing)
-        return _reduced(backend, losses, reduction, logits, targets, weight, label_smoothing)
+        losses = backend.kernels(logits.dtype).cross_entropy(logits, targets, weight, row_pass)
+        return _reduced(backend, losses, reduction, logits, targets, weight, row_pass)
 
 
 def cross_entropy_with_grad(
@@ -172,16 +180,18 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: int | None = None,
     reduction: str = "mean",
+    loss: str | Loss = "cross_entropy",
 ) -> tuple[Array, Array]:
-    """Return the cross-entropy and its gradient in the logits.
+    """Return the cross-entropy, or another loss, and its gradient in the logits.
 
-    The gradient of a row is w (softmax(z) - t), divided by the sum of the weights for reduction "mean"; for "none"
-    it is that of each row's own loss.
+    The gradient of a row is w (p sum_k t'_k - t'), with p = softmax(z) and the effective targets t', which are t for
+    cross-entropy. For reduction "mean" it is divided by the sum of the weights; for "none" it is that of each row's own
+    loss.
 
     Parameters
     ----------
     logits : array of shape (n_samples, n_classes), real floating
-    labels, sample_weight, label_smoothing, ignore_index, reduction
+    labels, sample_weight, label_smoothing, ignore_index, reduction, loss
         As for `cross_entropy`.
 
     Returns
@@ -194,13 +204,13 @@ def cross_entropy_with_grad(
     TypeError, ValueError
         As `cross_entropy` does.
     """
-    backend, logits, targets, weight, label_smoothing = _checked_rows(
-        logits, labels, sample_weight, label_smoothing, ignore_index, reduction
+    backend, logits, targets, weight, row_pass = _checked_rows(
+        logits, labels, sample_weight, label_smoothing, ignore_index, reduction, loss
     )
     with backend.context(), _quiet(ignore_index, sample_weight):
         kernels = backend.kernels(logits.dtype)
-        losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, label_smoothing)
-        return _reduced(backend, losses, reduction, logits, targets, weight, label_smoothing), dlogits
+        losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, row_pass)
+        return _reduced(backend, losses, reduction, logits, targets, weight, row_pass), dlogits
 
 
 def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None = None) -> tuple[Array, Array]:
@@ -336,7 +346,8 @@ def _checked_rows(
     label_smoothing: float,
     ignore_index: int | None,
     reduction: str,
-) -> tuple[Backend, Array, Array, Array | None, float]:
+    loss: str | Loss,
+) -> tuple[Backend, Array, Array, Array | None, RowPass]:
     """Check the arguments of a cross-entropy; return them as the kernels take them.
 
     The weights that are returned make a plain sum of the losses the reduction asked for: those of a mean are
@@ -349,6 +360,7 @@ def _checked_rows(
     check_floating(xp, logits, "logits")
     n, n_classes = logits.shape
     check_option(reduction, "reduction", ("mean", "sum", "none"))
+    loss = checked_loss(loss)
     label_smoothing = check_real(
         label_smoothing, "label_smoothing", low=0.0, high=1.0, remedy="choose a value such as 0.1, or 0 for none"
     )
@@ -394,7 +406,7 @@ def _checked_rows(
         else:
             sample_weight, _ = scaled_weights(xp, sample_weight)
             sample_weight = xp.astype(sample_weight / xp.sum(sample_weight), dtype, copy=False)
-    return backend, logits, labels, sample_weight, label_smoothing
+    return backend, logits, labels, sample_weight, RowPass(loss, label_smoothing)
 
 
 def _check_held_weights(xp: Namespace, weights: Array, dtype: DType, reduction: str) -> None:
@@ -434,7 +446,7 @@ def _reduced(
     logits: Array,
     targets: Array,
     weight: Array | None,
-    label_smoothing: float,
+    row_pass: RowPass,
 ) -> Array:
     """Return the losses of the rows, or their sum, in the dtype of the logits.
 
@@ -451,7 +463,7 @@ def _reduced(
     # The losses of smaller logits are finite where only the range of the dtype has been too small.
     logits = xp.astype(detached(logits), working_dtype(xp, dtype), copy=False) * 2.0**-8
     counts = None if weight is None else xp.astype(weight != 0.0, logits.dtype)
-    small = backend.kernels(logits.dtype).cross_entropy(logits, targets, counts, label_smoothing)
+    small = backend.kernels(logits.dtype).cross_entropy(logits, targets, counts, row_pass)
     of_rows = detached(losses if reduction == "none" else of_rows)
     lost, sound = xp.logical_not(xp.isfinite(of_rows)), xp.isfinite(small)
     overflows = xp.any(xp.logical_and(lost, sound))

@@ -28,6 +28,8 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of
+from softmax_xp.kernels.row_pass import RowPass
+from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.penalties import L2
 
 Params: TypeAlias = dict[str, Array]
@@ -189,8 +191,9 @@ class MLP:
         reg: float = 0.0,
         weight: Array | None = None,
         label_smoothing: float = 0.0,
+        loss: str | Loss = "cross_entropy",
     ) -> tuple[Array, Params]:
-        """Return sum_i weight_i cross_entropy(logits_i, t_i) + reg / 2 * sum of squared weights, and its gradient.
+        """Return sum_i weight_i loss(logits_i, t_i) + reg / 2 * sum of squared weights, and its gradient.
 
         Parameters
         ----------
@@ -202,6 +205,8 @@ class MLP:
         weight : array of shape (n,), optional
             By default 1 / n each, so that the sum is a mean.
         label_smoothing : float in [0, 1]
+        loss : str or Loss
+            As for `softmax_xp.cross_entropy`.
 
         Returns
         -------
@@ -215,7 +220,8 @@ class MLP:
                 weight = xp.full(X.shape[0], 1.0 / X.shape[0], dtype=working_dtype(xp, X.dtype), device=backend.device)
             logits, inputs = self.forward(params, X)
             kernels = backend.kernels(logits.dtype)
-            losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, label_smoothing)
+            row_pass = RowPass(checked_loss(loss), label_smoothing)
+            losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, row_pass)
             grads = self.backward(params, inputs, dlogits)
             penalty = L2(reg)
             value = xp.sum(losses, dtype=accumulation_dtype(xp, backend.device))

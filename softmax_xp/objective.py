@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 from softmax_xp.backend import Backend
+from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.penalties import L2
 
@@ -24,9 +26,9 @@ EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by 
 
 
 class LinearObjective:
-    """Mean cross-entropy of softmax(X coef' + intercept), plus an L2 penalty on coef.
+    """Mean loss of softmax(X coef' + intercept), plus an L2 penalty on coef.
 
-    f(coef, intercept) = sum_i s_i cross_entropy(coef x_i + intercept, t_i) / sum_i s_i + penalty(coef)
+    f(coef, intercept) = sum_i s_i loss(coef x_i + intercept, t_i) / sum_i s_i + penalty(coef)
 
     The parameters are one flat vector, coef row by row and then the intercept, in any floating dtype: products
     are done in the dtype of X, and the gradient comes back in that of the parameters. For two classes there is
@@ -45,11 +47,10 @@ class LinearObjective:
     fit_intercept : bool, default True
     workers : int, optional
         Threads on a CPU; by default as many as the process may use cores. Results do not depend on it.
-    label_smoothing : float in [0, 1], default 0.0
-        Share of each row's target that is spread evenly over the classes.
-    precision : str, default "float32"
-        Of the matrix products, one of the PRECISIONS of the backend's kernels; "float32" means that of X. Hessian
-        products are always made in that of X. "bfloat16" may keep a rounded copy of X.
+    row_pass : RowPass
+        The loss, the smoothing of labels, and the precision of the matrix products: one of the PRECISIONS of the
+        backend's kernels; "float32" means that of X. Hessian products are always made in that of X. "bfloat16" may
+        keep a rounded copy of X.
     """
 
     def __init__(
@@ -62,8 +63,7 @@ class LinearObjective:
         sample_weight: Array | None = None,
         fit_intercept: bool = True,
         workers: int | None = None,
-        precision: str = "float32",
-        label_smoothing: float = 0.0,
+        row_pass: RowPass = PLAIN,
     ) -> None:
         self.backend = backend
         self.X = X
@@ -74,10 +74,9 @@ class LinearObjective:
         self.fit_intercept = fit_intercept
         self.host_workspace = Workspace(workers)  # for what is always computed by NumPy
         self.workspace = self.host_workspace if is_numpy(X) else Workspace(1)  # a GPU shares out the work by itself
-        self.precision = precision
-        self.label_smoothing = label_smoothing
-        self._of_values = self.workspace if precision == "float32" else Workspace(1, precision)
-        self._rounded = None if precision == "float32" else backend.kernels(X.dtype).factor(X, precision)
+        self.row_pass = row_pass
+        is_exact = row_pass.precision == "float32"
+        self._rounded = None if is_exact else backend.kernels(X.dtype).factor(X, row_pass.precision)
         self._feature_scale: Array | None = None
         self._usual_size: np.ndarray | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
@@ -95,8 +94,7 @@ class LinearObjective:
             self.sample_weight,
             self.fit_intercept,
             self.workspace.workers,
-            precision,
-            self.label_smoothing,
+            replace(self.row_pass, precision=precision),
         )
 
     @property
@@ -127,7 +125,7 @@ class LinearObjective:
         coef, intercept = self.split(params)
         logits = backend.xp.abs(coef) @ backend.xp.astype(self.feature_scale(), coef.dtype)
         logits = logits if intercept is None else logits + backend.xp.abs(intercept)
-        eps = EPS.get(self.precision, float(backend.xp.finfo(self.X.dtype).eps))
+        eps = EPS.get(self.row_pass.precision, float(backend.xp.finfo(self.X.dtype).eps))
         return eps * (1.0 + float(backend.xp.max(logits)))
 
     def feature_scale(self) -> Array:
@@ -169,12 +167,14 @@ class LinearObjective:
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:
         """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""
         kernels = self.backend.kernels(self.X.dtype)
-        of_penalty = self.penalty.hessian_product
+        of_penalty, row_pass = self.penalty.hessian_product, replace(self.row_pass, precision="float32")
         at = self.split(params)
 
         def product(direction: Array) -> Array:
             along = self.split(direction)
-            sums = kernels.linear_hessian_product(*at, self.X, *along, self.sample_weight, self.workspace)
+            sums = kernels.linear_hessian_product(
+                *at, self.X, self.targets, *along, self.sample_weight, row_pass, self.workspace
+            )
             return _mean(sums, self.total_weight, direction, lambda rows: of_penalty(along[0][rows, :]), self.workspace)
 
         return product
@@ -188,8 +188,7 @@ class LinearObjective:
     ) -> tuple[Array, Array]:
         coef, intercept = self.split(params)
         kernels = self.backend.kernels(self.X.dtype)
-        smoothing, workspace = self.label_smoothing, self._of_values
-        sums = kernels.linear_sums(coef, intercept, factor, targets, weight, smoothing, workspace=workspace)
+        sums = kernels.linear_sums(coef, intercept, factor, targets, weight, self.row_pass, self.workspace)
         return penalised_mean(sums, total, coef, self.penalty, self.workspace)
 
 

@@ -41,6 +41,8 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.data import minibatches
+from softmax_xp.kernels.row_pass import RowPass
+from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.models import MLP, Linear, Params
 from softmax_xp.solvers import Solution, Status
 from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
@@ -139,7 +141,7 @@ class Progress:
 class Trainer:
     """Train a model on mini-batches.
 
-    The objective is mean_i cross_entropy(logits_i, y_i) + reg / 2 * sum of squared weights; intercepts are not
+    The objective is mean_i loss(logits_i, y_i) + reg / 2 * sum of squared weights; intercepts are not
     penalised.
 
     Parameters
@@ -166,6 +168,8 @@ class Trainer:
         Stop when the validation loss has not improved in this many validations, and keep the best weights.
     callbacks : sequence of callables, default ()
         Called with a Progress every `log_every` (or 100) steps. If one returns True, the training ends.
+    loss : {"cross_entropy", "gce", "sce", "focal"} or an instance of a loss, default "cross_entropy"
+        See `softmax_xp.cross_entropy`. The validation loss is this one, too.
     """
 
     def __init__(
@@ -182,6 +186,7 @@ class Trainer:
         validate_every: int | None = None,
         patience: int | None = None,
         callbacks: Sequence[Callable[[Progress], object]] = (),
+        loss: str | Loss = "cross_entropy",
     ) -> None:
         if isinstance(model, type) or not hasattr(model, "backward"):
             raise TypeError(
@@ -218,6 +223,7 @@ class Trainer:
                 f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
             )
         self.callbacks = tuple(callbacks)
+        self.loss = checked_loss(loss)
         select_backend(device)  # raises if the device cannot be used, before the user loads data
 
     def fit(
@@ -441,8 +447,8 @@ class _Loop:
             weight = xp.full(part.n, 1.0 / n, dtype=part.X.dtype, device=part.backend.device)
         else:
             weight = part.weight / n
-        smoothing = self.trainer.label_smoothing
-        return self.model.value_and_grad(params, part.X, part.targets, reg, weight, smoothing)
+        smoothing, loss = self.trainer.label_smoothing, self.trainer.loss
+        return self.model.value_and_grad(params, part.X, part.targets, reg, weight, smoothing, loss)
 
     def _over_all(self, params: Params) -> tuple[float, float]:
         """Return the objective over all rows and the norm of its gradient."""
@@ -474,10 +480,11 @@ class _Loop:
         if self.held_out is None:
             return False
         xp = self.rows.backend.xp
-        loss, hits = 0.0, 0
+        loss, hits, row_pass = 0.0, 0, RowPass(self.trainer.loss)
         for _, part in self.held_out.blocks(max(self.model.sizes)):
             logits, _ = self.model.forward(params, part.X)
-            loss += float(xp.sum(part.backend.kernels(logits.dtype).cross_entropy(logits, part.targets)))
+            kernels = part.backend.kernels(logits.dtype)
+            loss += float(xp.sum(kernels.cross_entropy(logits, part.targets, row_pass=row_pass)))
             labels = part.targets if part.targets.ndim == 1 else xp.argmax(part.targets, axis=1)
             hits += int(xp.sum(xp.astype(xp.argmax(logits, axis=1) == labels, xp.int64)))
         history, n = self.history, self.held_out.n

@@ -18,7 +18,9 @@ from tolerances import LOGIT_ROUNDING, TOLERANCE
 import softmax_xp as sx
 from softmax_xp import kernels
 from softmax_xp.kernels import blocked, cublas, cuda, launches, reference
-from softmax_xp.kernels.workspace import Workspace, usable_cores
+from softmax_xp.kernels.row_pass import RowPass
+from softmax_xp.kernels.workspace import usable_cores
+from softmax_xp.losses import CROSS_ENTROPY, Focal, GeneralizedCrossEntropy
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 
@@ -274,10 +276,10 @@ def spilled(log):
 class Problem:
     """Logits of any layout, with targets, weights and intercept."""
 
-    def __init__(self, n, c, dtype, layout, targets, weighted, smoothing):
+    def __init__(self, n, c, dtype, layout, targets, weighted, smoothing, loss=CROSS_ENTROPY):
         rng = np.random.default_rng([n, c])
         working = "float64" if dtype == "float64" else "float32"
-        self.dtype, self.layout, self.n, self.c, self.smoothing = dtype, layout, n, c, smoothing
+        self.dtype, self.layout, self.n, self.c, self.row_pass = dtype, layout, n, c, RowPass(loss, smoothing)
         z = rng.normal(size=(n, c))
         self.logits = laid(bfloat16_bits(z) if dtype == "uint16" else z.astype(dtype), layout)
         self.bias = rng.normal(size=c).astype(working)
@@ -327,6 +329,10 @@ def problems():
     ):
         for c, layout in itertools.product((3, 100), layouts):
             yield Problem(7, c, dtype, layout, targets, weighted, smoothing)
+    for dtype, targets, smoothing, loss, c in itertools.product(
+        DTYPES, ("LABELS", "PROBABILITIES"), (0.0, 0.1), (GeneralizedCrossEntropy(), Focal()), (3, 100)
+    ):
+        yield Problem(7, c, dtype, layouts[c % 3], targets, True, smoothing, loss)
     for dtype, layout, c in itertools.product(DTYPES, layouts, CLASSES):
         yield Problem(9, c, dtype, layout, "LABELS", True, 0.0)
     for dtype, c in itertools.product(DTYPES, CLASSES[:9]):  # in several blocks, the last of which is not full
@@ -344,22 +350,22 @@ def outcomes(p, move=lambda x: x):
     yield cuda.log_softmax(z.T, 0).T, reference.log_softmax(exact), "rows"
     t = p.targets if p.targets.ndim == 1 else p.targets.astype(np.float64, order="C")
     w = None if p.weight is None else p.weight.astype(np.float64)
-    losses, grad = reference.cross_entropy_with_grad(exact, t, w, p.smoothing)
-    yield cuda.cross_entropy(z, targets, weight, p.smoothing), losses, "rows"
-    actual = cuda.cross_entropy_with_grad(z, targets, weight, p.smoothing)
+    losses, grad = reference.cross_entropy_with_grad(exact, t, w, p.row_pass)
+    yield cuda.cross_entropy(z, targets, weight, p.row_pass), losses, "rows"
+    actual = cuda.cross_entropy_with_grad(z, targets, weight, p.row_pass)
     yield actual[0], losses, "rows"
     yield actual[1], grad, "grad"
     memory = move(laid(p.logits, "apart").base)
     in_place = memory[:, 1:-2]
-    losses, grad = reference.cross_entropy_with_grad(exact + p.bias, t, w, p.smoothing)
+    losses, grad = reference.cross_entropy_with_grad(exact + p.bias, t, w, p.row_pass)
     own = move(np.empty(p.n, dtype=p.bias.dtype))
-    yield cuda._run("GRADIENT", in_place, in_place, targets, weight, bias, p.smoothing, own), grad, "grad"
+    yield cuda._gradient(in_place, in_place, targets, weight, bias, p.row_pass, own), grad, "grad"
     yield own, losses, "rows"
-    yield cuda._run("GRADIENT", z, None, targets, weight, bias, p.smoothing, own), grad, "grad"
+    yield cuda._gradient(z, None, targets, weight, bias, p.row_pass, own), grad, "grad"
     yield own, losses, "rows"
     if p.dtype == "float32":  # rounded as it is written
         out = move(laid(np.zeros((p.n, p.c), np.uint16), "row-major" if p.layout == "apart" else p.layout))
-        yield cuda._run("GRADIENT", z, out, targets, weight, bias, p.smoothing, own), grad, "grad"
+        yield cuda._gradient(z, out, targets, weight, bias, p.row_pass, own), grad, "grad"
         yield own, losses, "rows"
     probabilities = reference.softmax(exact + p.bias)
     along = p.direction.astype(np.float64)
@@ -373,21 +379,22 @@ def outcomes(p, move=lambda x: x):
 def linear_outcomes():
     """The same of the sums over rows, in several blocks."""
     rng = np.random.default_rng(0)
-    for dtype, (n_coef, c), fit_intercept, weighted in itertools.product(
-        ("float32", "float64"), ((1, 2), (2, 2), (3, 3), (100, 100)), (False, True), (False, True)
+    row_passes = (RowPass(smoothing=0.1), RowPass(GeneralizedCrossEntropy()), RowPass(Focal(), 0.1))
+    for dtype, (n_coef, c), fit_intercept, weighted, row_pass in itertools.product(
+        ("float32", "float64"), ((1, 2), (2, 2), (3, 3), (100, 100)), (False, True), (False, True), row_passes
     ):
         X, (coef, along) = rng.normal(size=(50, 6)).astype(dtype), rng.normal(size=(2, n_coef, 6)).astype(dtype)
         intercept, slope = rng.normal(size=(2, n_coef)).astype(dtype) if fit_intercept else (None, None)
         weight = rng.uniform(0.1, 2.0, size=50).astype(dtype) if weighted else None
         for t in (rng.integers(0, c, size=50), rng.dirichlet(np.ones(c), size=50).astype(dtype)):
             exact = [None if x is None else x.astype(np.float64) for x in (coef, intercept, X, along, slope, weight)]
-            wide_t = t if t.ndim == 1 else t.astype(np.float64)
-            actual = cuda.linear_sums(coef, intercept, X, t, weight, 0.1)
-            expected = reference.linear_sums(*exact[:3], wide_t, exact[5], 0.1)
+            exact.insert(3, t if t.ndim == 1 else t.astype(np.float64))
+            actual = cuda.linear_sums(coef, intercept, X, t, weight, row_pass)
+            expected = reference.linear_sums(*exact[:4], exact[6], row_pass)
             yield from ((a, b, "grad", dtype) for a, b in zip(actual[1:], expected[1:], strict=True) if b is not None)
             yield actual[0], expected[0], "loss", dtype
-            actual = cuda.linear_hessian_product(coef, intercept, X, along, slope, weight)
-            expected = reference.linear_hessian_product(*exact)
+            actual = cuda.linear_hessian_product(coef, intercept, X, t, along, slope, weight, row_pass)
+            expected = reference.linear_hessian_product(*exact, row_pass)
             yield from ((a, b, "hessian", dtype) for a, b in zip(actual, expected, strict=True) if b is not None)
 
 
@@ -488,7 +495,7 @@ def test_losses_of_large_logits_are_finite(large):
         z = laid(np.full((2, c), large, dtype="float32"), layout)
         t = laid(np.full((2, c), 1 / c, dtype="float32"), layout)
         for targets in (np.zeros(2, dtype=np.int64), t):
-            losses, grad = cuda.cross_entropy_with_grad(z, targets, None, smoothing)
+            losses, grad = cuda.cross_entropy_with_grad(z, targets, None, RowPass(smoothing=smoothing))
             np.testing.assert_allclose(losses, np.log(c), rtol=1e-5)
             assert np.isfinite(grad).all()
 
@@ -532,9 +539,9 @@ def test_few_problems_of_every_kernel(place):
     move, back = place
     for dtype, c, layout in itertools.product(("float32", "uint16"), (10, 100, 1000, 33001), ("row-major", "apart")):
         p = Problem(5, c, dtype, layout, "LABELS", True, 0.1)
-        _, grad = cuda.cross_entropy_with_grad(move(p.logits), move(p.targets), move(p.weight), p.smoothing)
+        _, grad = cuda.cross_entropy_with_grad(move(p.logits), move(p.targets), move(p.weight), p.row_pass)
         weight = p.weight.astype(np.float64)
-        _, expected = reference.cross_entropy_with_grad(widened(p.logits), p.targets, weight, p.smoothing)
+        _, expected = reference.cross_entropy_with_grad(widened(p.logits), p.targets, weight, p.row_pass)
         within(back(grad), expected, "bfloat16" if dtype == "uint16" else dtype, "grad", 2.0)
     for c in (10, 300):
         p = Problem(40, c, "float32", "class-major", "LABELS", True, 0.1)
@@ -750,7 +757,7 @@ def plain(x):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_steps_leave_every_product_to_the_kernels(dtype, rng, monkeypatch):
     """The others are CuPy's, which it does not let be recorded as a graph."""
-    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float64"), "cuda")
+    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float64"), lambda: cuda)
     X, y = rng.normal(size=(9, 4)).astype(dtype), rng.integers(0, 3, size=9)
     for model in (sx.Linear(4, 3), sx.MLP([4, 6, 3]), sx.MLP([4, 6, 3], activation="tanh")):
         params = {name: x.astype(dtype).view(WithoutProducts) for name, x in model.params.items()}
@@ -785,7 +792,8 @@ def test_precision_of_sums(precision, place, monkeypatch):
     labels = rng.integers(0, c, size=n)
     loss, grad, slope = reference.linear_sums(*(x.astype("float64") for x in (coef, coef[:, 0], X)), labels)
     coef, intercept, X, labels = map(move, (coef, coef[:, 0], X, labels))
-    sums = cuda.linear_sums(coef, intercept, X, labels, workspace=Workspace(1, precision))
+    row_pass = RowPass(precision=precision)
+    sums = cuda.linear_sums(coef, intercept, X, labels, row_pass=row_pass)
     value, by_coef, by_intercept = (back(x) for x in sums)
     error = np.linalg.norm(by_coef - grad) / np.linalg.norm(grad)
     low, high = {"float32": (0, 1e-6), "tf32": (5e-5, 2e-3), "bfloat16": (5e-4, 2e-2)}[precision]
@@ -796,7 +804,7 @@ def test_precision_of_sums(precision, place, monkeypatch):
     monkeypatch.setattr(cuda, "_free_bytes", lambda: 4 * X.size)
     factor = cuda.factor(X, precision)  # rounded once: the same, but for the rows of a block
     assert (factor is X) == (precision != "bfloat16")
-    value_of_factor, *grads = cuda.linear_sums(coef, intercept, factor, labels, workspace=Workspace(1, precision))
+    value_of_factor, *grads = cuda.linear_sums(coef, intercept, factor, labels, row_pass=row_pass)
     assert float(value_of_factor) == pytest.approx(float(value), rel=1e-6)
     for own, other in zip(grads, (by_coef, by_intercept), strict=True):
         np.testing.assert_allclose(back(own), other, rtol=0, atol=1e-5 * np.abs(other).max())
@@ -808,15 +816,15 @@ def test_precision_of_sums(precision, place, monkeypatch):
 @pytest.mark.parametrize(("dtype", "row_bytes"), [("float32", 12), ("float16", 12 + 4 * 200), ("float64", 24)])
 def test_rows_that_are_converted_count_for_the_length_of_blocks(dtype, row_bytes):
     X, coef = np.ones((30, 200), dtype), np.ones((3, 200), "float32")
-    blocks = cuda._Blocks([(coef, None)], X, None)
+    blocks = cuda._Blocks([(coef, None)], X, "float32")
     assert max(rows.stop - rows.start for rows, _, _ in blocks) == min(30, 5000 // row_bytes)
 
 
 @pytest.mark.usefixtures("on_host")
 def test_bfloat16_has_room_for_what_it_rounds():
-    X, coef, workspace = np.ones((90, 200), "float32"), np.ones((3, 200), "float32"), Workspace(1, "bfloat16")
+    X, coef = np.ones((90, 200), "float32"), np.ones((3, 200), "float32")
     for given, row_bytes in ((X, 12 + 6 + 400), (bfloat16_bits(X), 12 + 6)):
-        blocks = cuda._Blocks([(coef, None)], given, workspace)
+        blocks = cuda._Blocks([(coef, None)], given, "bfloat16")
         assert max(rows.stop - rows.start for rows, _, _ in blocks) == min(90, 5000 // row_bytes)
 
 
@@ -828,12 +836,13 @@ def evaluations(on_host, monkeypatch):
     """Let fits of float32 on NumPy take the kernels for CuPy; a list of the precisions of their evaluations."""
     seen, linear_sums = [], cuda.linear_sums
 
-    def counted(*arguments, workspace, **options):
-        seen.append(workspace.precision)
-        return linear_sums(*arguments, workspace=workspace, **options)
+    def counted(*arguments):
+        (row_pass,) = (x for x in arguments if isinstance(x, RowPass))
+        seen.append(row_pass.precision)
+        return linear_sums(*arguments)
 
     monkeypatch.setattr(cuda, "linear_sums", counted)
-    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float32"), "cuda")
+    monkeypatch.setitem(kernels.PROVIDERS, ("numpy", "float32"), lambda: cuda)
     return seen
 
 

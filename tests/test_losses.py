@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import pickle
 
 import numpy as np
 import oracle
 import pytest
+from test_objective import SHAPES, Problem, many_blocks, provider_schedules, providers
+from tolerances import TOLERANCE
 
 import softmax_xp as sx
+from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import LOSSES, checked_loss
 
 # A loss, and what the oracle calls it.
@@ -89,3 +93,155 @@ def test_a_name_stands_for_the_default_parameters(name):
 def test_what_is_no_loss_is_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+# --- Providers ---
+
+FEW = [CASES[i] for i in (1, 4, 6, 7)]  # for what takes long
+TARGETS = ["labels", "probabilities"]
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("loss", "known"), CASES)
+def test_losses_and_gradients_of_rows_are_the_oracles(xp, rng, loss, known, targets, smoothing, axis):
+    for kernels, dtype, (n, c), weighted in itertools.product(
+        providers(xp), xp.float_dtypes, [(1, 2), (10, 5)], [False, True]
+    ):
+        p = Problem(xp, rng, dtype, n, 2, c, weighted, targets)
+        z = p.given(3 * rng.normal(size=(n, c)))
+        weight = None if p.weight is None else p.exact(p.weight)
+        expected, expected_grad = oracle.cross_entropy(
+            p.exact(z), p.exact(p.t), weight, smoothing, reduction="none", loss=known
+        )
+        if axis == 0:
+            z, t, expected_grad = z.T, p.t if p.labelled else p.t.T, expected_grad.T
+        else:
+            t = p.t
+        row_pass = RowPass(loss, smoothing)
+        actual, grad = kernels.cross_entropy_with_grad(z, t, p.weight, row_pass, axis)
+        xp.assert_close(actual, expected, dtype, "rows")
+        xp.assert_close(kernels.cross_entropy(z, t, p.weight, row_pass, axis), expected, dtype, "rows")
+        xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("loss", "known"), FEW)
+def test_linear_sums_are_the_oracles(xp, rng, monkeypatch, loss, known, targets, smoothing):
+    for dtype, (n, d, c, n_coef), weighted in itertools.product(xp.float_dtypes, SHAPES, [False, True]):
+        p = Problem(xp, rng, dtype, n, d, c, weighted, targets)
+        coef, intercept = p.given(rng.normal(size=(n_coef, d)) / d**0.5), p.given(rng.normal(size=n_coef))
+        weight = None if p.weight is None else p.exact(p.weight)
+        exact = (p.exact(x) for x in (coef, intercept, p.X, p.t))
+        expected, *expected_grads = oracle.linear_sums(*exact, weight, smoothing, known)
+        for kernels, schedule in provider_schedules(xp):
+            with many_blocks(monkeypatch, schedule):
+                actual, *grads = kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, RowPass(loss, smoothing))
+            tolerance = 4e-6 if dtype == "float32" else 1e-12
+            assert float(actual) == pytest.approx(expected, rel=tolerance)
+            for grad, expected_grad in zip(grads, expected_grads, strict=True):
+                extra = loss.slope_bound * TOLERANCE["grad"][dtype][1]  # rounding of p times the slope
+                xp.assert_close(grad, expected_grad, dtype, "grad", extra)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("loss", "known"), FEW)
+def test_hessian_products_are_the_differences_of_gradients(xp, rng, monkeypatch, loss, known, targets, smoothing):
+    for dtype, (n, d, c, n_coef) in itertools.product(xp.float_dtypes, SHAPES[:5]):
+        p = Problem(xp, rng, dtype, n, d, c, True, targets)
+
+        def split(x, n_coef=n_coef, d=d):
+            return x[: n_coef * d].reshape(n_coef, d), x[n_coef * d :]
+
+        at, along = (p.exact(p.given(rng.normal(size=n_coef * (d + 1)) / d**0.5)) for _ in range(2))
+
+        def gradient(x, p=p, split=split):
+            data = (p.exact(y) for y in (p.X, p.t, p.weight))
+            _, grad, slope = oracle.linear_sums(*split(x), *data, smoothing, known)
+            return np.concatenate([grad.ravel(), slope])
+
+        expected = split(oracle.directional_difference(gradient, at, along))
+        arguments = [p.given(x) for x in (*split(at), *split(along))]
+        arguments[2:2] = [p.X, p.t]
+        for kernels, schedule in provider_schedules(xp):
+            with many_blocks(monkeypatch, schedule):
+                products = kernels.linear_hessian_product(*arguments, p.weight, RowPass(loss, smoothing))
+            for product, known_product in zip(products, expected, strict=True):
+                xp.assert_close(product, known_product, dtype, "hessian")
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("loss", "known"), FEW)
+def test_rows_without_weight_have_no_part_whatever_their_logits(xp, loss, known, targets):
+    for kernels, dtype in itertools.product(providers(xp), xp.float_dtypes):
+        z = xp.asarray([[1.0, 2.0, 0.5], [math.nan, math.inf, 0.0]], dtype)
+        t = xp.asarray([1, 0]) if targets == "labels" else xp.asarray([[0.2, 0.8, 0.0], [1.0, 0.0, 0.0]], dtype)
+        with np.errstate(all="ignore"):
+            losses, grad = kernels.cross_entropy_with_grad(z, t, xp.asarray([1.0, 0.0], dtype), RowPass(loss))
+        assert xp.to_numpy(losses)[1] == 0.0
+        assert (xp.to_numpy(grad)[1] == 0.0).all()
+        assert np.isfinite(xp.to_numpy(grad)).all()
+
+
+# --- Functions ---
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize(("loss", "known"), CASES)
+def test_cross_entropy_takes_a_loss(xp, rng, loss, known, reduction):
+    for dtype in [*xp.float_dtypes, *(["float16"] if xp.name in ("numpy", "torch") else [])]:
+        z, y, weight = xp.asarray(rng.normal(size=(9, 4)), dtype), rng.integers(0, 4, 9), rng.uniform(0.5, 2, 9)
+        y[3] = -1
+        weight = xp.asarray(weight, dtype)
+        options = {"label_smoothing": 0.1, "ignore_index": -1, "reduction": reduction, "loss": loss}
+        actual, grad = sx.cross_entropy_with_grad(z, xp.asarray(y), weight, **options)
+        exact = [xp.to_numpy(x).astype(np.float64) for x in (z, weight)]
+        expected, expected_grad = oracle.cross_entropy(exact[0], y, exact[1], 0.1, -1, reduction, known)
+        quantity = "rows" if reduction == "none" else "loss"
+        xp.assert_close(actual, expected, dtype, quantity, extra=1e-6 if dtype == "float32" else 1e-14)
+        alone = sx.cross_entropy(z, xp.asarray(y), weight, **options)
+        xp.assert_close(alone, expected, dtype, quantity, extra=1e-6 if dtype == "float32" else 1e-14)
+        xp.assert_close(grad, expected_grad, dtype, "grad")
+
+
+@pytest.mark.parametrize("name", sorted(LOSSES))
+def test_cross_entropy_takes_a_loss_by_name(xp, rng, name):
+    z, y = xp.asarray(rng.normal(size=(5, 3)), xp.float_dtypes[-1]), xp.asarray([0, 1, 2, 0, 1])
+    by_name, by_instance = (sx.cross_entropy(z, y, loss=loss) for loss in (name, LOSSES[name]()))
+    assert float(by_name) == float(by_instance)
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize(("loss", "known"), FEW)
+def test_gradients_are_the_differences_of_losses(loss, known, targets, rng):
+    z = rng.normal(size=(4, 3))
+    t = rng.integers(0, 3, 4) if targets == "labels" else rng.dirichlet(np.ones(3), 4)
+    _, grad = sx.cross_entropy_with_grad(z, t, loss=loss)
+    expected = oracle.central_difference(lambda x: sx.cross_entropy(x, t, loss=loss), z)
+    np.testing.assert_allclose(grad, expected, rtol=0, atol=1e-7 * abs(expected).max())
+
+
+def test_a_loss_of_ones_own_is_taken(rng):
+    class Squared:
+        """(1 - p)^2."""
+
+        convex = False
+        slope_bound = 8 / 27
+
+        def value(self, log_p):
+            return np.expm1(log_p) ** 2
+
+        def slope(self, log_p):
+            return -2 * np.expm1(log_p) * np.exp(log_p)
+
+        def bend(self, log_p):
+            return 2 * np.exp(log_p) * (2 * np.exp(log_p) - 1)
+
+    z, y = rng.normal(size=(6, 3)), rng.integers(0, 3, 6)
+    loss, grad = sx.cross_entropy_with_grad(z, y, loss=Squared())
+    assert float(loss) == pytest.approx(((1 - sx.softmax(z)[np.arange(6), y]) ** 2).mean())
+    expected = oracle.central_difference(lambda x: sx.cross_entropy(x, y, loss=Squared()), z)
+    np.testing.assert_allclose(grad, expected, rtol=0, atol=1e-9)

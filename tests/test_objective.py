@@ -15,6 +15,7 @@ from softmax_xp import _arrays
 from softmax_xp._arrays import row_blocks
 from softmax_xp.backend import backend_of
 from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
+from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
@@ -259,7 +260,7 @@ def test_kernels_take_labels_that_are_narrower_than_the_classes(xp, rng, dtype, 
     z = xp.asarray(rng.normal(size=(6, c)), "float32")
     expected, expected_grad = oracle.cross_entropy(xp.to_numpy(z), t, smoothing=0.1, reduction="none")
     for kernels in providers(xp):
-        loss, grad = kernels.cross_entropy_with_grad(z, xp.asarray(t, dtype), None, 0.1)
+        loss, grad = kernels.cross_entropy_with_grad(z, xp.asarray(t, dtype), None, RowPass(smoothing=0.1))
         xp.assert_close(loss, expected, "float32", "rows")
         xp.assert_close(grad, expected_grad, "float32", "grad")
 
@@ -391,8 +392,8 @@ def test_kernels_cross_entropy_is_the_oracles(xp, rng, targets, weighted, smooth
             z, t, expected_grad = z.T, p.t if p.labelled else p.t.T, expected_grad.T
         else:
             t = p.t
-        loss, grad = kernels.cross_entropy_with_grad(z, t, p.weight, smoothing, axis)
-        alone = kernels.cross_entropy(z, t, p.weight, smoothing, axis)
+        loss, grad = kernels.cross_entropy_with_grad(z, t, p.weight, RowPass(smoothing=smoothing), axis)
+        alone = kernels.cross_entropy(z, t, p.weight, RowPass(smoothing=smoothing), axis)
         xp.assert_close(loss, expected, dtype, "rows")
         xp.assert_close(alone, expected, dtype, "rows")
         xp.assert_close(grad, expected_grad, dtype, "grad")
@@ -431,7 +432,9 @@ def test_kernels_linear_sums_are_the_oracles(xp, rng, monkeypatch, targets, fit_
             )
             for kernels, schedule in provider_schedules(xp):
                 with many_blocks(monkeypatch, schedule):
-                    loss, *grads = kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing)
+                    loss, *grads = kernels.linear_sums(
+                        coef, intercept, p.X, p.t, p.weight, RowPass(smoothing=smoothing)
+                    )
                 xp.assert_close(loss, expected, wide(xp), "loss", bound("loss", dtype, expected))
                 xp.assert_close(grads[0], expected_grads[0], dtype, "grad")
                 if fit_intercept:
@@ -460,7 +463,7 @@ def test_kernels_hessian_products_are_the_differences_of_gradients(xp, rng, monk
 
         expected, expected_slope = split(oracle.directional_difference(gradient, at, along))
         arguments = [None if x is None else p.given(x) for x in (*split(at), *split(along))]
-        arguments.insert(2, p.X)
+        arguments[2:2] = [p.X, p.t]
         for kernels, schedule in provider_schedules(xp):
             with many_blocks(monkeypatch, schedule):
                 product, slope = kernels.linear_hessian_product(*arguments, p.weight)
@@ -479,10 +482,10 @@ def test_blocked_is_the_reference_where_classes_or_features_are_many(rng, monkey
         p = Problem(HERE, rng, dtype, *shape, weighted=True)
         at, along = ([p.given(rng.normal(size=s) / 10) for s in (p.shape, p.shape[0])] for _ in range(2))
         with many_blocks(monkeypatch, schedule):
-            actual = blocked.linear_sums(*at, p.X, p.t, p.weight, 0.1)
-            actual += blocked.linear_hessian_product(*at, p.X, *along, p.weight)
-        expected = reference.linear_sums(*at, p.X, p.t, p.weight, 0.1)
-        expected += reference.linear_hessian_product(*at, p.X, *along, p.weight)
+            actual = blocked.linear_sums(*at, p.X, p.t, p.weight, RowPass(smoothing=0.1))
+            actual += blocked.linear_hessian_product(*at, p.X, p.t, *along, p.weight)
+        expected = reference.linear_sums(*at, p.X, p.t, p.weight, RowPass(smoothing=0.1))
+        expected += reference.linear_hessian_product(*at, p.X, p.t, *along, p.weight)
         for a, b, quantity in zip(actual, expected, ("loss", "grad", "grad", "hessian", "hessian"), strict=True):
             assert a.dtype == b.dtype
             np.testing.assert_allclose(a, b, rtol=0, atol=bound(quantity, dtype, b))
@@ -502,8 +505,8 @@ def test_a_buffer_never_grows_within_an_evaluation(rng, monkeypatch, schedule, s
     at, along = ([p.given(rng.normal(size=s)) for s in (p.shape, p.shape[0])] for _ in range(2))
     with many_blocks(monkeypatch, schedule):
         for function, rest in (
-            (blocked.linear_sums, (p.t, p.weight, 0.1)),
-            (blocked.linear_hessian_product, (*along, p.weight)),
+            (blocked.linear_sums, (p.t, p.weight, RowPass(smoothing=0.1))),
+            (blocked.linear_hessian_product, (p.t, *along, p.weight)),
         ):
             sizes: dict[str, list[int]] = {}
             function(*at, p.X, *rest, workspace=Watched(1))
@@ -529,8 +532,8 @@ def test_a_workspace_may_be_used_for_any_shape_again(rng, monkeypatch, schedule)
             along = p.given(rng.normal(size=(c, d))), p.given(rng.normal(size=c))
             kept = [a.copy() for a in (*arguments, *along)]
             for function, rest in (
-                (blocked.linear_sums, (p.t, p.weight, 0.1)),
-                (blocked.linear_hessian_product, along),
+                (blocked.linear_sums, (p.t, p.weight, RowPass(smoothing=0.1))),
+                (blocked.linear_hessian_product, (p.t, *along)),
             ):
                 first = function(*arguments, *rest, workspace=workspace)
                 copies = [np.copy(x) for x in first]
@@ -548,7 +551,9 @@ def test_two_classes_in_two_rows_share_one_gradient(xp, rng, smoothing):
     for kernels, dtype in itertools.product(providers(xp), xp.float_dtypes):
         p = Problem(xp, rng, dtype, n=50, c=2, weighted=True)
         coef, intercept = p.given(rng.normal(size=(2, 4))), p.given(rng.normal(size=2))
-        _, grad, slope = (p.exact(x) for x in kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, smoothing))
+        _, grad, slope = (
+            p.exact(x) for x in kernels.linear_sums(coef, intercept, p.X, p.t, p.weight, RowPass(smoothing=smoothing))
+        )
         np.testing.assert_allclose(grad[0], -grad[1], atol=bound("grad", dtype, grad))
         np.testing.assert_allclose(slope[0], -slope[1], atol=bound("grad", dtype, slope))
 
@@ -562,8 +567,8 @@ def test_blocked_is_the_reference_on_large_logits(rng):
         if axis == 0:
             z, t = z.T, t.T
         for given in (z, np.ascontiguousarray(z), np.asfortranarray(z)):
-            actual = blocked.cross_entropy_with_grad(given, t, w, 0.1, axis)
-            expected = reference.cross_entropy_with_grad(z, t, w, 0.1, axis)
+            actual = blocked.cross_entropy_with_grad(given, t, w, RowPass(smoothing=0.1), axis)
+            expected = reference.cross_entropy_with_grad(z, t, w, RowPass(smoothing=0.1), axis)
             for a, b, quantity in zip(actual, expected, ("loss", "grad"), strict=True):
                 assert a.dtype == b.dtype == dtype
                 np.testing.assert_allclose(a, b, rtol=0, atol=bound(quantity, dtype, b))
@@ -589,8 +594,8 @@ def test_blocked_is_the_reference_where_exponentials_leave_the_range(rng, monkey
             assert label_not.min() < -largest
         arguments = [x.astype(dtype) for x in (unit * coef, b, X)]
         with many_blocks(monkeypatch, schedule):
-            actual = blocked.linear_sums(*arguments, y, weight.astype(dtype), smoothing)
-        expected = reference.linear_sums(*arguments, y, weight.astype(dtype), smoothing)
+            actual = blocked.linear_sums(*arguments, y, weight.astype(dtype), RowPass(smoothing=smoothing))
+        expected = reference.linear_sums(*arguments, y, weight.astype(dtype), RowPass(smoothing=smoothing))
         for a, e, quantity in zip(actual, expected, ("loss", "grad", "grad"), strict=True):
             assert a.dtype == e.dtype
             np.testing.assert_allclose(a, e, rtol=0, atol=bound(quantity, dtype, e))
@@ -607,7 +612,7 @@ def test_blocked_multiplies_no_subnormal_numbers(rng, dtype, c):
     coef[:, ::2] += rng.uniform(-40, 40, size=n // 2)
     grad = blocked.linear_sums(coef, None, X, y)[1]
     along = rng.choice([-1.0, 1.0], size=(c, n)).astype(dtype)
-    product = blocked.linear_hessian_product(coef, None, X, along, None)[0]
+    product = blocked.linear_hessian_product(coef, None, X, y, along, None)[0]
     p = reference.softmax(coef.astype("float64"), 0)
     of_row = np.sum(p * along, axis=0)
     for actual, exact in ((grad, p - np.eye(c)[:, :1]), (product, p * (along - of_row))):

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Protocol
 
 from softmax_xp._arrays import Array, DType, Namespace, dtype_name
+from softmax_xp.kernels.row_pass import PLAIN, PRECISIONS as PRECISIONS, RowPass
 from softmax_xp.kernels.workspace import Workspace
 
-# (library, dtype) -> module of this package. All others run `reference`, which uses the array API alone.
-PROVIDERS = {
-    ("numpy", "float32"): "blocked",
-    ("numpy", "float64"): "blocked",
-    ("cupy", "float32"): "cuda",
-    ("cupy", "float64"): "cuda",
-    ("cupy", "float16"): "cuda",
-    ("cupy", "bfloat16"): "cuda",
-}
 
-# Precision of the factors of matrix products: float32, or rounded to 10 (tf32) or 7 (bfloat16) bits of fraction. Sums
-# are float32 in all three. For data in other dtypes there is only the first, and it means the dtype of the data.
-PRECISIONS = ("float32", "tf32", "bfloat16")
-
-
-class Kernels(Protocol):
-    """The functions of a provider; `reference` defines what each returns."""
+class Provider(Protocol):
+    """The functions of a provider, a module of this package; `reference` defines what each returns."""
 
     PRECISIONS: tuple[str, ...]
-    """The precisions, of those of this module, that a workspace may ask for."""
+    """The precisions, of those of `row_pass`, that a RowPass may ask for."""
 
     def matmul(self, a: Array, b: Array) -> Array:
         """Return the matrix product a @ b."""
@@ -46,7 +33,7 @@ class Kernels(Protocol):
         logits: Array,
         targets: Array,
         weight: Array | None = None,
-        smoothing: float = 0.0,
+        row_pass: RowPass = PLAIN,
         axis: int = -1,
     ) -> Array:
         """Return the loss of each row."""
@@ -56,7 +43,7 @@ class Kernels(Protocol):
         logits: Array,
         targets: Array,
         weight: Array | None = None,
-        smoothing: float = 0.0,
+        row_pass: RowPass = PLAIN,
         axis: int = -1,
     ) -> tuple[Array, Array]:
         """Return the loss of each row and its gradient with respect to the logits."""
@@ -68,7 +55,7 @@ class Kernels(Protocol):
         X: Array,
         targets: Array,
         weight: Array | None = None,
-        smoothing: float = 0.0,
+        row_pass: RowPass = PLAIN,
         workspace: Workspace | None = None,
     ) -> tuple[Array, Array, Array | None]:
         """Return loss and gradient of a linear model, summed over the rows of X."""
@@ -78,16 +65,46 @@ class Kernels(Protocol):
         coef: Array,
         intercept: Array | None,
         X: Array,
+        targets: Array,
         direction: Array,
         direction_intercept: Array | None,
         weight: Array | None = None,
+        row_pass: RowPass = PLAIN,
         workspace: Workspace | None = None,
     ) -> tuple[Array, Array | None]:
         """Return the Hessian of the loss in `linear_sums` times a direction."""
 
 
-def kernels_for(xp: Namespace, dtype: DType) -> Kernels:
+def _reference() -> Provider:
+    from softmax_xp.kernels import reference
+
+    return reference
+
+
+def _host() -> Provider:
+    from softmax_xp.kernels import blocked
+
+    return blocked
+
+
+def _cuda() -> Provider:
+    from softmax_xp.kernels import cuda
+
+    return cuda
+
+
+# (library, dtype) -> provider. All others run `reference`, which uses the array API alone.
+PROVIDERS: dict[tuple[str, str], Callable[[], Provider]] = {
+    ("numpy", "float32"): _host,
+    ("numpy", "float64"): _host,
+    ("cupy", "float32"): _cuda,
+    ("cupy", "float64"): _cuda,
+    ("cupy", "float16"): _cuda,
+    ("cupy", "bfloat16"): _cuda,
+}
+
+
+def kernels_for(xp: Namespace, dtype: DType) -> Provider:
     """Return the provider for arrays of namespace `xp` and `dtype`."""
     library = xp.__name__.removeprefix("array_api_compat.")  # "jax.numpy" is another one than "numpy"
-    provider = PROVIDERS.get((library, dtype_name(dtype)), "reference")
-    return cast("Kernels", import_module(f"{__name__}.{provider}"))
+    return PROVIDERS.get((library, dtype_name(dtype)), _reference)()

@@ -17,9 +17,12 @@ from numpy.lib import introspect
 from numpy.lib.stride_tricks import as_strided
 
 from softmax_xp._arrays import row_blocks
+from softmax_xp.kernels import reference
+from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace, blas_architectures
+from softmax_xp.losses import Loss
 
-PRECISIONS = ("float32",)
+PRECISIONS: tuple[str, ...] = ("float32",)
 
 # A block of X and its logits should pass from the first product to the second inside the cache: 4 MiB is a core's
 # share of a current third-level cache. Smaller blocks lose to the calls around them: at (D, C) = (64, 10) blocks of
@@ -77,7 +80,12 @@ Map: TypeAlias = tuple[np.ndarray, np.ndarray | None]  # coef and intercept
 # Takes the logits (m, C) of each map, what writes the first of them anew, their rows, and where to write the losses of
 # these; returns what each row of the first logits, as they are then, is still to be multiplied with (m,), or None for
 # ones.
-RowPass: TypeAlias = Callable[[list[np.ndarray], Callable[[], None], slice, np.ndarray], np.ndarray | None]
+OfBlock: TypeAlias = Callable[[list[np.ndarray], Callable[[], None], slice, np.ndarray], np.ndarray | None]
+
+
+def factor(X: np.ndarray, precision: str) -> np.ndarray:
+    """Return X: there is one precision."""
+    return X
 
 
 def matmul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -107,7 +115,7 @@ def cross_entropy(
     logits: np.ndarray,
     targets: np.ndarray,
     weight: np.ndarray | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     axis: int = -1,
 ) -> np.ndarray:
     """Return the weighted loss of each row, (n,)."""
@@ -116,7 +124,11 @@ def cross_entropy(
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         z = logits[rows].copy(order="K")
         restore = partial(np.copyto, z, logits[rows])
-        _row_losses(z, restore, targets[rows], _of(weight, rows), smoothing, losses[rows])
+        own = _of(weight, rows)
+        if row_pass.is_cross_entropy:
+            _row_losses(z, restore, targets[rows], own, row_pass.smoothing, losses[rows])
+        else:
+            _robust_pass(z, restore, targets[rows], own, row_pass, losses[rows])
     return _without_ignored(losses, weight)
 
 
@@ -124,7 +136,7 @@ def cross_entropy_with_grad(
     logits: np.ndarray,
     targets: np.ndarray,
     weight: np.ndarray | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     axis: int = -1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the weighted loss of each row, (n,), and its gradient in the logits."""
@@ -134,7 +146,7 @@ def cross_entropy_with_grad(
     for rows in _blocks(len(logits), logits.shape[1] * logits.itemsize):
         own, restore = _of(weight, rows), partial(np.copyto, z[rows], logits[rows])
         restore()
-        _scale(z[rows], _row_pass(z[rows], restore, targets[rows], own, smoothing, losses[rows]))
+        _scale(z[rows], _row_pass(z[rows], restore, targets[rows], own, row_pass, losses[rows]))
     _without_ignored(z, weight)
     return _without_ignored(losses, weight), grad
 
@@ -152,7 +164,7 @@ def linear_sums(
     X: np.ndarray,
     targets: np.ndarray,
     weight: np.ndarray | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     workspace: Workspace | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept.
@@ -161,33 +173,35 @@ def linear_sums(
     """
     if coef.shape[0] == 2:  # two classes differ by one logit, and their gradients by the sign
         intercept = None if intercept is None else intercept[1:] - intercept[:1]
-        loss, grad, slope = linear_sums(coef[1:] - coef[:1], intercept, X, targets, weight, smoothing, workspace)
+        loss, grad, slope = linear_sums(coef[1:] - coef[:1], intercept, X, targets, weight, row_pass, workspace)
         return loss, np.concatenate([-grad, grad]), None if slope is None else np.concatenate([-slope, slope])
 
-    def row_pass(
+    def of_block(
         logits: list[np.ndarray], form: Callable[[], None], rows: slice, losses: np.ndarray
     ) -> np.ndarray | None:
         own = _of(weight, rows)
         z = _without_ignored(logits[0], own)
         if z.shape[1] == 1:
-            return _logistic_pass(z[:, 0], targets[rows], own, smoothing, losses)
+            return _logistic_pass(z[:, 0], targets[rows], own, row_pass, losses)
 
         def restore() -> None:
             form()
             _without_ignored(z, own)
 
-        return _row_pass(z, restore, targets[rows], own, smoothing, losses)
+        return _row_pass(z, restore, targets[rows], own, row_pass, losses)
 
-    return _sums([(coef, intercept)], X, row_pass, workspace or Workspace())
+    return _sums([(coef, intercept)], X, of_block, workspace or Workspace())
 
 
 def linear_hessian_product(
     coef: np.ndarray,
     intercept: np.ndarray | None,
     X: np.ndarray,
+    targets: np.ndarray,
     direction: np.ndarray,
     direction_intercept: np.ndarray | None,
     weight: np.ndarray | None = None,
+    row_pass: RowPass = PLAIN,
     workspace: Workspace | None = None,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction.
@@ -195,11 +209,14 @@ def linear_hessian_product(
     It may lie in memory of the workspace, until the next evaluation in it.
     """
 
-    def row_pass(
+    def of_block(
         logits: list[np.ndarray], form: Callable[[], None], rows: slice, losses: np.ndarray
     ) -> np.ndarray | None:
         own, losses[:] = _of(weight, rows), 0
         z, u = (_without_ignored(x, own) for x in logits)
+        if not row_pass.is_cross_entropy:
+            _robust_curvature(z, u, targets[rows], row_pass)
+            return own
         if z.shape[1] == 1:  # p (1 - p) u
             _exp(np.negative(np.abs(z, out=z), out=z))
             z /= (1.0 + z) ** 2
@@ -213,18 +230,18 @@ def linear_hessian_product(
         return 1.0 / s if own is None else own / s
 
     maps = [(coef, intercept), (direction, direction_intercept)]
-    return _sums(maps, X, row_pass, workspace or Workspace())[1:]
+    return _sums(maps, X, of_block, workspace or Workspace())[1:]
 
 
 def _sums(
     maps: Sequence[Map],
     X: np.ndarray,
-    row_pass: RowPass,
+    of_block: OfBlock,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Return the sum of the losses, and the product with X, of what `row_pass` makes of the logits of `maps`.
+    """Return the sum of the losses, and the product with X, of what `of_block` makes of the logits of `maps`.
 
-    `row_pass` gets the logits of each map, (m, C), one column for two classes; it writes the losses of the rows, and
+    `of_block` gets the logits of each map, (m, C), one column for two classes; it writes the losses of the rows, and
     turns the first logits into what X is to be multiplied with, and what is summed for the intercept where there is
     one, but for a factor of each row: that is given to the logits or to X, whichever has fewer columns. The blocks and
     the order in which they are added depend on the shapes alone, and so does every bit of the result.
@@ -234,13 +251,13 @@ def _sums(
         (_cast(coef, f"coef {i}", X.dtype, workspace), None if b is None else np.asarray(b, dtype=X.dtype))
         for i, (coef, b) in enumerate(maps)
     ]
-    return (_sums_by_lanes if few else _sums_by_superblocks)(maps, X, row_pass, workspace)
+    return (_sums_by_lanes if few else _sums_by_superblocks)(maps, X, of_block, workspace)
 
 
 def _sums_by_lanes(
     maps: Sequence[Map],
     X: np.ndarray,
-    row_pass: RowPass,
+    of_block: OfBlock,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Few coefficients: each task does both products of its rows while these are in cache, into sums of its own."""
@@ -287,7 +304,7 @@ def _sums_by_lanes(
             form = partial(multiply, X_block, products)
             for i in range(len(maps)):
                 form(i)
-            scale = row_pass(logits, partial(form, 0), rows, losses)
+            scale = of_block(logits, partial(form, 0), rows, losses)
             loss[k] += losses.sum(dtype=np.float64)
             if grad_intercept is not None:
                 grad_intercept[k] += _over_rows(logits[0], scale)
@@ -355,7 +372,7 @@ def _pieces(x: np.ndarray, piece: int) -> list[np.ndarray]:
 def _sums_by_superblocks(
     maps: Sequence[Map],
     X: np.ndarray,
-    row_pass: RowPass,
+    of_block: OfBlock,
     workspace: Workspace,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Many coefficients: the tasks share out the tiles of a product, the rows of a block, the tiles of the other one.
@@ -390,7 +407,7 @@ def _sums_by_superblocks(
     def pass_over(block: slice, slopes: np.ndarray, task: tuple[int, slice]) -> None:
         k, rows = task
         own = slice(block.start + rows.start, block.start + rows.stop)
-        scale = row_pass([z[rows] for z in logits], partial(form, 0, block, rows, slice(None)), own, losses[rows])
+        scale = of_block([z[rows] for z in logits], partial(form, 0, block, rows, slice(None)), own, losses[rows])
         if grad_intercept is not None:
             slopes[k] = _over_rows(logits[0][rows], scale)
         if scaled is None:
@@ -575,13 +592,16 @@ def _row_pass(
     restore: Callable[[], None],
     targets: np.ndarray,
     weight: np.ndarray | None,
-    smoothing: float,
+    row_pass: RowPass,
     losses: np.ndarray,
 ) -> np.ndarray | None:
     """Write the losses of one block of logits `z` (m, C), and turn `z`, as in `_row_losses`, into their gradient.
 
     Returns the factor that each row of the gradient still lacks (m,), or None for ones.
     """
+    if not row_pass.is_cross_entropy:
+        return _robust_pass(z, restore, targets, weight, row_pass, losses)
+    smoothing = row_pass.smoothing
     s, t = _row_losses(z, restore, targets, weight, smoothing, losses)
     if targets.ndim == 2:
         z *= (t.sum(axis=1) / s)[:, None]
@@ -595,10 +615,97 @@ def _row_pass(
     return 1.0 / s if weight is None else weight / s
 
 
+def _robust_pass(
+    z: np.ndarray,
+    restore: Callable[[], None],
+    targets: np.ndarray,
+    weight: np.ndarray | None,
+    row_pass: RowPass,
+    losses: np.ndarray,
+) -> np.ndarray | None:
+    """Do the same for another loss: the gradient is that of cross-entropy with the effective targets.
+
+    For labels without smoothing that is one factor for each row, slope(log p) of its label.
+    """
+    loss = row_pass.loss
+    if targets.ndim == 1 and row_pass.smoothing == 0.0:
+        factor = _times(_row_pass(z, restore, targets, None, PLAIN, losses), _slopes(loss, losses))
+    else:
+        log_p, t = _log_p(z), _smoothed(targets, row_pass.smoothing, z)  # the first is z
+        counts = t > 0  # probability 0 costs nothing, also at logit -inf
+        t_slope = np.where(counts, t * loss.slope(log_p), 0)
+        np.sum(np.where(counts, t * loss.value(log_p), 0), axis=1, out=losses)
+        _exp(z)
+        z *= t_slope.sum(axis=1, keepdims=True)
+        z -= t_slope
+        factor = None
+    if weight is not None:
+        losses *= weight
+    return _times(factor, weight)
+
+
+def _slopes(loss: Loss, losses: np.ndarray) -> np.ndarray:
+    """Turn the cross-entropies of labels (m,) into their losses, and return the slopes there (m,)."""
+    log_p = np.negative(losses)
+    losses[:] = loss.value(log_p)
+    slopes: np.ndarray = loss.slope(log_p)
+    return slopes
+
+
+def _times(a: np.ndarray | None, b: np.ndarray | None) -> np.ndarray | None:
+    """Return the product of two factors of rows (m,), of which None stands for ones."""
+    if a is None or b is None:
+        return b if a is None else a
+    product: np.ndarray = a * b
+    return product
+
+
+def _robust_curvature(z: np.ndarray, u: np.ndarray, targets: np.ndarray, row_pass: RowPass) -> None:
+    """Turn logits z (m, C) into the Hessian of the losses times directions `u`, as `reference.curved` defines it.
+
+    One column stands for two classes, of which class 0 has the logit 0.
+    """
+    single = z.shape[1] == 1
+    logits, along = (np.column_stack([np.zeros_like(x), x]) if single else x for x in (z, u))
+    r = reference.curved(_log_p(logits.copy()), along, targets, row_pass, 1)
+    z[...] = r[:, 1:] if single else r
+
+
+def _log_p(z: np.ndarray) -> np.ndarray:
+    """Turn logits z (m, C) into log-probabilities, and return them."""
+    z -= z.max(axis=1, keepdims=True)
+    e = z.copy()
+    _exp(e)
+    z -= np.log(_over_classes(e))[:, None]
+    return z
+
+
+def _smoothed(targets: np.ndarray, smoothing: float, like: np.ndarray) -> np.ndarray:
+    """Return target probabilities (m, C) of labels or of probabilities, smoothed, in the dtype of `like` (m, C)."""
+    t: np.ndarray
+    if targets.ndim == 1:
+        t = np.full(like.shape, smoothing / like.shape[1], dtype=like.dtype)
+        t[np.arange(len(t)), targets] += 1.0 - smoothing
+    else:
+        t = ((1.0 - smoothing) * targets + smoothing / like.shape[1]).astype(like.dtype, copy=False)
+    return t
+
+
 def _logistic_pass(
-    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, smoothing: float, losses: np.ndarray
+    z: np.ndarray, targets: np.ndarray, weight: np.ndarray | None, row_pass: RowPass, losses: np.ndarray
 ) -> np.ndarray | None:
     """Do the same for two classes and the logit `z` (m,) of class 1, where class 0 has the logit 0."""
+    smoothing = row_pass.smoothing
+    if not row_pass.is_cross_entropy:
+        if targets.ndim == 1 and smoothing == 0.0:
+            factor = _times(_logistic_pass(z, targets, None, PLAIN, losses), _slopes(row_pass.loss, losses))
+            if weight is not None:
+                losses *= weight
+            return _times(factor, weight)
+        both = np.column_stack([np.zeros_like(z), z])
+        factor = _robust_pass(both, lambda: None, targets, weight, row_pass, losses)
+        z[...] = both[:, 1]
+        return factor
     t = targets.astype(z.dtype)
     if smoothing:
         t *= 1.0 - smoothing

@@ -27,8 +27,9 @@ from softmax_xp._arrays import (
     row_blocks,
     working_dtype,
 )
-from softmax_xp.kernels import PRECISIONS as PRECISIONS, cublas
+from softmax_xp.kernels import cublas, reference
 from softmax_xp.kernels.launches import BLOCK, PACK_BYTES, STATIC_BYTES, TYPES, launch_of, sums_launch, widest_pack
+from softmax_xp.kernels.row_pass import PLAIN, PRECISIONS as PRECISIONS, RowPass
 from softmax_xp.kernels.workspace import Workspace
 
 OPTIONS = ("--std=c++17",)
@@ -71,26 +72,71 @@ def cross_entropy(
     logits: Array,
     targets: Array,
     weight: Array | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     axis: int = -1,
 ) -> Array:
     """Return the weighted loss of each row, (n,)."""
     z, losses = _rows_first(logits, axis), _losses(logits, axis)
-    _run("LOSS", z, z, _rows_first(targets, axis), weight, None, smoothing, losses)
-    return losses
+    if row_pass.is_cross_entropy:
+        _run("LOSS", z, z, _rows_first(targets, axis), weight, None, row_pass.smoothing, losses)
+        return losses
+    losses, _, _ = _effective(z, _rows_first(targets, axis), None, row_pass)
+    return losses if weight is None else reference.weighted(losses, weight)
 
 
 def cross_entropy_with_grad(
     logits: Array,
     targets: Array,
     weight: Array | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     axis: int = -1,
 ) -> tuple[Array, Array]:
     """Return the weighted loss of each row, (n,), and its gradient in the logits."""
     z, losses = _rows_first(logits, axis), _losses(logits, axis)
-    grad = _run("GRADIENT", z, None, _rows_first(targets, axis), weight, None, smoothing, losses)
+    grad = _gradient(z, None, _rows_first(targets, axis), weight, None, row_pass, losses)
     return losses, _rows_first(grad, axis)
+
+
+def _gradient(
+    z: Array,
+    out: Array | None,
+    targets: Array,
+    weight: Array | None,
+    bias: Array | None,
+    row_pass: RowPass,
+    losses: Array,
+) -> Array:
+    """Write the losses of logits `z` (m, C) to `losses`, and return their gradient: in `out`, or in a new array.
+
+    For another loss than cross-entropy it is that of cross-entropy with the effective targets, by another launch.
+    """
+    if row_pass.is_cross_entropy:
+        return _run("GRADIENT", z, out, targets, weight, bias, row_pass.smoothing, losses)
+    losses[...], targets, slopes = _effective(z, targets, bias, row_pass)
+    if weight is not None:
+        losses[...] = reference.weighted(losses, weight)
+        weight = weight if slopes is None else reference.weighted(slopes, weight)
+    return _run("GRADIENT", z, out, targets, slopes if weight is None else weight, bias)
+
+
+def _effective(z: Array, targets: Array, bias: Array | None, row_pass: RowPass) -> tuple[Array, Array, Array | None]:
+    """Return the losses of the rows of logits `z` (m, C), their effective targets, and factors (m,) of these or None.
+
+    The effective targets of labels without smoothing are these labels, times slope(log p) of each.
+    """
+    if targets.ndim == 1 and row_pass.smoothing == 0.0:
+        losses = _losses(z, 1)
+        _run("LOSS", z, z, targets, None, bias, 0.0, losses)
+        return row_pass.loss.value(-losses), targets, row_pass.loss.slope(-losses)
+    return *reference.effective(_log_p(z, bias), targets, row_pass, 1), None
+
+
+def _log_p(z: Array, bias: Array | None) -> Array:
+    """Return the log-probabilities of logits `z` (m, C), in the dtype that these are computed in."""
+    xp, real = namespace(z=z), _real(z)
+    class_major = _is_class_major(z)
+    out = xp.empty(z.shape[::-1] if class_major else z.shape, dtype=getattr(xp, real))
+    return _run("LOG_SOFTMAX", z, out.T if class_major else out, bias=bias)
 
 
 def factor(X: Array, precision: str) -> Array:
@@ -109,15 +155,15 @@ def linear_sums(
     X: Array,
     targets: Array,
     weight: Array | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     workspace: Workspace | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept."""
     xp, wide = namespace(X=X), accumulation_dtype(namespace(X=X), device_of(X))
-    blocks = _Blocks([(coef, intercept)], X, workspace)
+    blocks = _Blocks([(coef, intercept)], X, row_pass.precision)
     losses, bias = xp.empty(X.shape[0], dtype=blocks.dtype), blocks.bias(intercept)
     for rows, (logits,), out in blocks:
-        _run("GRADIENT", logits, out, targets[rows], _of(weight, rows), bias, smoothing, losses[rows])
+        _gradient(logits, out, targets[rows], _of(weight, rows), bias, row_pass, losses[rows])
         blocks.add(out)
     return xp.sum(losses, dtype=wide), blocks.grad_coef, blocks.grad_intercept
 
@@ -126,18 +172,28 @@ def linear_hessian_product(
     coef: Array,
     intercept: Array | None,
     X: Array,
+    targets: Array,
     direction: Array,
     direction_intercept: Array | None,
     weight: Array | None = None,
+    row_pass: RowPass = PLAIN,
     workspace: Workspace | None = None,
 ) -> tuple[Array, Array | None]:
-    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction."""
-    blocks = _Blocks([(coef, intercept), (direction, direction_intercept)], X, workspace)
+    """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction.
+
+    For another loss than cross-entropy, array operations between the products follow the definition.
+    """
+    blocks = _Blocks([(coef, intercept), (direction, direction_intercept)], X, row_pass.precision)
     bias, bias_along = blocks.bias(intercept), blocks.bias(direction_intercept)
     for rows, (logits, along), out in blocks:
         if bias_along is not None:
             along += bias_along
-        _run("HESSIAN", logits, out, along, _of(weight, rows), bias)
+        own = _of(weight, rows)
+        if row_pass.is_cross_entropy:
+            _run("HESSIAN", logits, out, along, own, bias)
+        else:
+            r = reference.curved(_log_p(logits, bias), along, targets[rows], row_pass, 1)
+            out[...] = r if own is None else reference.weighted(r, own[:, None])
         blocks.add(out)
     return blocks.grad_coef, blocks.grad_intercept
 
@@ -152,15 +208,15 @@ class _Blocks:
     ----------
     maps : list of coefficients (K, D) and intercepts (K,), of which the shape of the first alone is used
     X : array of shape (n, D), or what `factor` has made of one
-    workspace : Workspace, optional
-        Says in which precision products are made.
+    precision : str
+        Of the factors of products.
     """
 
-    def __init__(self, maps: list[tuple[Array, Array | None]], X: Array, workspace: Workspace | None) -> None:
+    def __init__(self, maps: list[tuple[Array, Array | None]], X: Array, precision: str) -> None:
         xp = namespace(X=X)
         self.X = X
         self.dtype = xp.float32 if X.dtype == xp.uint16 else working_dtype(xp, X.dtype)
-        self.precision = "float32" if workspace is None else workspace.precision
+        self.precision = precision
         self.of_factors = xp.uint16 if self.precision == "bfloat16" else self.dtype
         self.coefs = [self._factor(coef) for coef, _ in maps]
         (coef, intercept), *_ = maps
@@ -277,7 +333,7 @@ def _run(
     """Launch a pass over logits `z`, seen as (rows, classes), and return what it writes: `out`, or a new array."""
     xp, real = namespace(z=z), _real(z)
     n_rows, n_classes = z.shape
-    class_major = not _steps(z, 1) and _steps(z, 0)
+    class_major = _is_class_major(z)
     if not (class_major or _steps(z, 1)):
         z = xp.asarray(z, copy=True, order="C")
     if out is None:
@@ -365,6 +421,11 @@ def _starts_a_pack(x: Array) -> bool:
 def _steps(x: Array, axis: int) -> bool:
     """Return whether the entries of `x` along an axis lie side by side."""
     return bool(x.strides[axis] == x.itemsize or x.shape[axis] == 1)
+
+
+def _is_class_major(z: Array) -> bool:
+    """Return whether the rows of `z` (m, C), but not its classes, lie side by side."""
+    return not _steps(z, 1) and _steps(z, 0)
 
 
 def _vector(x: Array | None, dtype: DType) -> Array | None:

@@ -6,10 +6,15 @@ For one row with logits z (one per class), target probabilities t and weight w::
     loss = w * sum_k t_k (logsumexp(z) - z_k)               cross-entropy
     dloss / dz_k = w * (p_k sum_j t_j - t_k)
 
+Another loss phi makes of this, with the effective targets t'_k = t_k slope(log p_k), slope = -phi'::
+
+    loss = w * sum_k t_k phi(log p_k)
+    dloss / dz_k = w * (p_k sum_j t'_j - t'_k)
+
 A row of weight 0 has the loss 0 and the gradient 0, whatever its logits: also where they are not finite.
 
-An integer label y stands for t = one_hot(y), and smoothing by s in [0, 1] replaces t by (1 - s) t + s / C
-(Szegedy et al., 2016, doi:10.1109/CVPR.2016.308). `axis` is the class axis, so that logits may be row-major
+An integer label y stands for t = one_hot(y), and smoothing by s in [0, 1] replaces t by (1 - s) t + s / C. `axis` is
+the class axis, so that logits may be row-major
 (n, C) or class-major (C, n). Nothing is checked here: arguments arrive checked, and are never modified.
 
 16-bit floats are computed in float32; only what is returned in their shape is rounded to them, and a gradient
@@ -32,14 +37,20 @@ from softmax_xp._arrays import (
     row_blocks,
     working_dtype,
 )
+from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace
 
-PRECISIONS = ("float32",)
+PRECISIONS: tuple[str, ...] = ("float32",)
 
 
 def matmul(a: Array, b: Array) -> Array:
     """Return the matrix product a @ b, of shapes (m, k) and (k, n)."""
     return a @ b
+
+
+def factor(X: Array, precision: str) -> Array:
+    """Return X (n, D) as a factor of products: there is one precision."""
+    return X
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -57,7 +68,7 @@ def log_softmax(logits: Array, axis: int = -1) -> Array:
 
 
 def cross_entropy(
-    logits: Array, targets: Array, weight: Array | None = None, smoothing: float = 0.0, axis: int = -1
+    logits: Array, targets: Array, weight: Array | None = None, row_pass: RowPass = PLAIN, axis: int = -1
 ) -> Array:
     """Return the weighted loss of each row, (n,), in the working dtype.
 
@@ -65,31 +76,67 @@ def cross_entropy(
     """
     xp = namespace(logits=logits)
     z = _shifted(xp, logits, axis)
-    losses = _row_losses(xp, z, xp.sum(xp.exp(z), axis=axis), targets, smoothing, axis)  # (n,)
-    return losses if weight is None else _weighted(xp, losses, weight)
+    s = xp.sum(xp.exp(z), axis=axis)  # (n,)
+    if row_pass.is_cross_entropy:
+        losses = _row_losses(xp, z, s, targets, row_pass.smoothing, axis)
+    else:
+        losses, _ = effective(z - xp.expand_dims(xp.log(s), axis=axis), targets, row_pass, axis)
+    return losses if weight is None else weighted(losses, weight)
 
 
 def cross_entropy_with_grad(
-    logits: Array, targets: Array, weight: Array | None = None, smoothing: float = 0.0, axis: int = -1
+    logits: Array, targets: Array, weight: Array | None = None, row_pass: RowPass = PLAIN, axis: int = -1
 ) -> tuple[Array, Array]:
     """Return the weighted loss of each row, (n,), and its gradient in the logits, of their shape and dtype."""
     xp = namespace(logits=logits)
     z = _shifted(xp, logits, axis)
     e = xp.exp(z)
     s = xp.sum(e, axis=axis)  # (n,)
-    losses = _row_losses(xp, z, s, targets, smoothing, axis)
     p = e / xp.expand_dims(s, axis=axis)
-    t = _probabilities(xp, z, targets, smoothing, axis)
+    if row_pass.is_cross_entropy:
+        losses = _row_losses(xp, z, s, targets, row_pass.smoothing, axis)
+        t = _probabilities(xp, z, targets, row_pass.smoothing, axis)
+    else:
+        losses, t = effective(z - xp.expand_dims(xp.log(s), axis=axis), targets, row_pass, axis)
     # Labels have total mass 1 by construction; given probabilities have it up to rounding, which counts here.
-    grad = p - t if targets.ndim == 1 else p * xp.sum(t, axis=axis, keepdims=True) - t
+    certain = row_pass.is_cross_entropy and targets.ndim == 1
+    grad = p - t if certain else p * xp.sum(t, axis=axis, keepdims=True) - t
     if weight is not None:
-        losses = _weighted(xp, losses, weight)
-        grad = _weighted(xp, grad, xp.expand_dims(weight, axis=axis))
+        losses = weighted(losses, weight)
+        grad = weighted(grad, xp.expand_dims(weight, axis=axis))
     return losses, xp.astype(grad, logits.dtype, copy=False)
 
 
-def _weighted(xp: Namespace, x: Array, weight: Array) -> Array:
+def effective(log_p: Array, targets: Array, row_pass: RowPass, axis: int) -> tuple[Array, Array]:
+    """Return the loss of each row, (n,), and its effective targets t'_k = t_k slope(log p_k), like `log_p`."""
+    xp = namespace(log_p=log_p)
+    t = _probabilities(xp, log_p, targets, row_pass.smoothing, axis)
+    counts, zero = t > 0, xp.zeros_like(t)  # a class of probability 0 costs nothing, also where its log_p is -inf
+    losses = xp.sum(xp.where(counts, t * row_pass.loss.value(log_p), zero), axis=axis)
+    return losses, xp.where(counts, t * row_pass.loss.slope(log_p), zero)
+
+
+def curved(log_p: Array, u: Array, targets: Array, row_pass: RowPass, axis: int) -> Array:
+    """Return the Hessian of the loss of each row in its logits, times directions `u`; all like `log_p`.
+
+    With v = u - p'u it is p v for cross-entropy, and for other losses T (p o v) - p sum_k b_k v_k + b o v, where T is
+    the sum of the effective targets and b_k = t_k bend(log p_k).
+    """
+    xp = namespace(log_p=log_p)
+    p = xp.exp(log_p)
+    v = u - xp.sum(p * u, axis=axis, keepdims=True)
+    if row_pass.is_cross_entropy:
+        return p * v
+    _, pull = effective(log_p, targets, row_pass, axis)
+    t = _probabilities(xp, log_p, targets, row_pass.smoothing, axis)
+    bent = xp.where(t > 0, t * row_pass.loss.bend(log_p), xp.zeros_like(t)) * v
+    mass = xp.sum(pull, axis=axis, keepdims=True)
+    return p * (mass * v - xp.sum(bent, axis=axis, keepdims=True)) + bent
+
+
+def weighted(x: Array, weight: Array) -> Array:
     """Return x times weight, and zero where that is zero."""
+    xp = namespace(x=x)
     return xp.where(weight == 0.0, xp.zeros_like(x), x * weight)
 
 
@@ -99,7 +146,7 @@ def linear_sums(
     X: Array,
     targets: Array,
     weight: Array | None = None,
-    smoothing: float = 0.0,
+    row_pass: RowPass = PLAIN,
     workspace: Workspace | None = None,
 ) -> tuple[Array, Array, Array | None]:
     """Return the sums over the rows of X of loss and gradient, for logits = coef @ X.T + intercept.
@@ -112,6 +159,7 @@ def linear_sums(
     X : array of shape (n, D)
     targets : integer labels (n,), or probabilities (n, C)
     weight : array of shape (n,), or None for ones
+    row_pass : RowPass
     workspace : Workspace, optional
         Threads and buffers, for a provider that has a use for them.
 
@@ -129,7 +177,7 @@ def linear_sums(
     grad_intercept = None if intercept is None else xp.zeros_like(intercept)
     for rows, X_block, logits in _logit_blocks(xp, coef, intercept, X):
         t = targets[rows] if targets.ndim == 1 else targets[rows, :].T
-        losses, dlogits = cross_entropy_with_grad(logits, t, None if weight is None else weight[rows], smoothing, 0)
+        losses, dlogits = cross_entropy_with_grad(logits, t, None if weight is None else weight[rows], row_pass, 0)
         dlogits = dlogits[-coef.shape[0] :, :]
         loss = loss + xp.sum(losses, dtype=wide)
         grad_coef = grad_coef + dlogits @ X_block
@@ -141,19 +189,22 @@ def linear_hessian_product(
     coef: Array,
     intercept: Array | None,
     X: Array,
+    targets: Array,
     direction: Array,
     direction_intercept: Array | None,
     weight: Array | None = None,
+    row_pass: RowPass = PLAIN,
     workspace: Workspace | None = None,
 ) -> tuple[Array, Array | None]:
     """Return the Hessian of the sum of the losses, at `coef` and `intercept`, times a direction.
 
-    With u = direction @ x + direction_intercept, a row adds the outer product of p * (u - p'u) with x to the part
-    of the coefficients, and p * (u - p'u) itself to that of the intercept. Targets have no part in it.
+    With u = direction @ x + direction_intercept, a row adds the outer product of r and x to the part of the
+    coefficients, and r to that of the intercept, where r is the Hessian in its logits times u: see `curved`. For
+    cross-entropy targets have no part in it.
 
     Parameters
     ----------
-    coef, intercept, X, weight, workspace : as for `linear_sums`
+    coef, intercept, X, targets, weight, row_pass, workspace : as for `linear_sums`
     direction, direction_intercept : arrays of the shapes of `coef` and `intercept`
 
     Returns
@@ -169,9 +220,9 @@ def linear_hessian_product(
     product_intercept = None if intercept is None else xp.zeros_like(intercept)
     along = _logit_blocks(xp, direction, direction_intercept, X)
     for (rows, X_block, logits), (_, _, u) in zip(_logit_blocks(xp, coef, intercept, X), along, strict=True):
-        p = softmax(logits, 0)
-        r = p * (u - xp.sum(p * u, axis=0))  # (C, m)
-        r = r[-coef.shape[0] :, :] if weight is None else _weighted(xp, r[-coef.shape[0] :, :], weight[rows])
+        t = targets[rows] if targets.ndim == 1 else targets[rows, :].T
+        r = curved(log_softmax(logits, 0), u, t, row_pass, 0)[-coef.shape[0] :, :]  # (C, m)
+        r = r if weight is None else weighted(r, weight[rows])
         product = product + r @ X_block
         product_intercept = None if product_intercept is None else product_intercept + xp.sum(r, axis=1)
     return product, product_intercept

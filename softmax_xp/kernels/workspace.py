@@ -50,13 +50,10 @@ class Workspace(AbstractContextManager[None]):
     ----------
     workers : int, optional
         Number of threads; by default `usable_cores()`, asked when it is first needed.
-    precision : str, default "float32"
-        Of matrix products, one of the provider's PRECISIONS; the first of them means that of the data.
     """
 
-    def __init__(self, workers: int | None = None, precision: str = "float32") -> None:
+    def __init__(self, workers: int | None = None) -> None:
         self._workers = workers
-        self.precision = precision
         self._threads: list[ThreadPoolExecutor] = []  # of one thread each: an executor of many may start only some
         self._max_threads = sys.maxsize  # how many the system starts, once it has refused one
         self._running: list[Future[None]] = []
