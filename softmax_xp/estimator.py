@@ -49,7 +49,7 @@ from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
 from softmax_xp.labels import label_array
-from softmax_xp.losses import Loss, checked_loss
+from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
@@ -65,6 +65,7 @@ LAUNCHES = 102  # of one L-BFGS step on a GPU, counted
 # Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
+START_TOL = 1e-3  # the tol to which cross-entropy is minimised before a loss that is not convex. A guess
 Observer = Callable[[Iterate], object]
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
@@ -91,9 +92,9 @@ def _unchanged_on_failure(
 class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Softmax regression (multinomial logistic regression) with an L2 penalty.
 
-    Minimises C * sum_i s_i cross_entropy_i + 1/2 * sum(coef_ ** 2), which is the objective of scikit-learn's
-    LogisticRegression: the intercept is not penalised, and two classes share one row of coefficients. What is
-    minimised, and reported, is this divided by C * sum_i s_i: a mean over rows, whatever their number.
+    Minimises C * sum_i s_i loss_i + 1/2 * sum(coef_ ** 2). With cross-entropy, the default loss, this is the objective
+    of scikit-learn's LogisticRegression: the intercept is not penalised, and two classes share one row of coefficients.
+    What is minimised, and reported, is this divided by C * sum_i s_i: a mean over rows, whatever their number.
 
     Parameters
     ----------
@@ -145,6 +146,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     label_smoothing : float in [0, 1], default 0.0
         Share s of each row's target that is spread evenly over the C classes: a label y has the probability
         1 - s + s / C, every other class s / C (Szegedy et al., 2016, doi:10.1109/CVPR.2016.308).
+    loss : {"cross_entropy", "gce", "sce", "focal"} or an instance of a loss, default "cross_entropy"
+        What a row costs, in place of cross-entropy. Generalised cross-entropy ("gce") and symmetric cross-entropy
+        ("sce") bear wrong labels better; a focal loss counts rows less that are classified well. Instances have
+        parameters: GeneralizedCrossEntropy(q=0.5), SymmetricCrossEntropy, Focal. These losses are not convex: the
+        fit starts from the optimum of cross-entropy, and ends near a local minimum, of which `estimated_gap_` tells the
+        distance. The best C is larger than that of cross-entropy.
 
     Attributes
     ----------
@@ -326,7 +333,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if not solution.converged:
             warnings.warn(
                 f"SoftmaxClassifier has not converged: {solution.message}; the objective is {solution.objective:.6g}, "
-                f"{_distance(solution)}.{self._remedy(solution, dtype)}",
+                f"{_distance(solution, checked_loss(self.loss).convex)}.{self._remedy(solution, dtype)}",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -600,28 +607,65 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 rough=rough,
                 observe=observe,
             )
+        tol, is_cold = float(self.tol), not bool(objective.backend.xp.any(start != 0.0))
+        if objective.row_pass.loss.convex or not is_cold:
+            return self._minimum(objective, start, rough, observe, tol, self.max_iter)
+        # Where there are several minima, the one near the optimum of cross-entropy.
+        rough_convex = None if rough is None else rough.of_loss(CROSS_ENTROPY)
+        convex = objective.of_loss(CROSS_ENTROPY)
+        first = self._minimum(convex, start, rough_convex, observe, max(tol, START_TOL), self.max_iter)
+        if first.status in (Status.STOPPED, Status.INTERRUPTED):
+            value, grad = objective.value_and_grad(first.params)
+            norm = float(np.linalg.norm(to_numpy(grad)))
+            return replace(first, objective=float(value), gradient_norm=norm, estimated_gap=math.inf)
+
+        def after_first(iterate: Iterate) -> object:
+            return observe is not None and observe(replace(iterate, n_iter=first.n_iter + iterate.n_iter))
+
+        last = self._minimum(objective, first.params, rough, after_first, tol, self.max_iter - first.n_iter)
+        n_evaluations = first.n_evaluations + last.n_evaluations
+        return replace(last, n_iter=first.n_iter + last.n_iter, n_evaluations=n_evaluations)
+
+    def _minimum(
+        self,
+        objective: LinearObjective,
+        start: Array,
+        rough: LinearObjective | None,
+        observe: Observer | None,
+        tol: float,
+        max_iter: int,
+    ) -> Solution:
+        """Return the minimum of an objective, or where it is found to have none."""
         smoothed = objective.row_pass.smoothing > 0.0 or objective.targets.ndim == 2
-        has_minimum = objective.penalty.strength > 0.0 or smoothed
-        if has_minimum:
-            return self._descend(objective, start, rough, observe)
-        return _unless_separated(objective, observe, lambda watch: self._descend(objective, start, rough, watch))
+        if objective.penalty.strength > 0.0 or smoothed:
+            return self._descend(objective, start, rough, observe, tol, max_iter)
+        return _unless_separated(
+            objective, observe, lambda watch: self._descend(objective, start, rough, watch, tol, max_iter)
+        )
 
     def _descend(
-        self, objective: LinearObjective, start: Array, rough: LinearObjective | None, observe: Observer | None
+        self,
+        objective: LinearObjective,
+        start: Array,
+        rough: LinearObjective | None,
+        observe: Observer | None,
+        tol: float,
+        max_iter: int,
     ) -> Solution:
         common: dict[str, Any] = {
-            "tol": float(self.tol),
-            "max_iter": self.max_iter,
+            "tol": tol,
+            "max_iter": max_iter,
             "noise": objective.rounding_error,
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
             "observe": observe,
             "hessian_product": objective.hessian_product,
             "hidden_gap": partial(hidden_gap, objective),
+            "convex": objective.row_pass.loss.convex,
         }
         budget = self._max_memory(objective.X)
         known = self.__dict__.pop("_class_blocks", None)
         curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
-        common["exact_inverse"] = curvature.exact_inverse
+        common["exact_inverse"] = curvature.exact_inverse if objective.row_pass.loss.convex else None
         if self.solver == "newton-cg":
             return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
         common["renewed"] = curvature.renewed
@@ -741,14 +785,15 @@ def _unless_separated(
 ) -> Solution:
     """Return what `solve` makes of an observer, or, without a penalty, where it finds that there is no minimum.
 
-    That is so once the loss of no row is as large as log 2: each then has its own class for the most probable one, and
-    the loss falls towards 0 as the coefficients grow, without an end.
+    That is so once no row has as great a loss as at the probability 1/2. Each row then has its own class for the most
+    probable one, and the loss falls towards 0 as the coefficients grow, without an end.
     """
     xp, weight = objective.backend.xp, objective.sample_weight
     least = 1.0 if weight is None else float(xp.min(weight))
+    half = float(objective.row_pass.loss.value(np.array(-math.log(2.0))))  # the loss at the probability 1/2
 
     def separated(value: float) -> bool:
-        return value * objective.total_weight < math.log(2.0) * least
+        return value * objective.total_weight < half * least
 
     solution = solve(lambda seen: (observe is not None and observe(seen)) or separated(seen.objective))
     if solution.converged or not separated(solution.objective):
@@ -757,16 +802,17 @@ def _unless_separated(
     return replace(solution, estimated_gap=solution.objective, status=Status.SEPARATED, message=message)
 
 
-def _distance(solution: Solution) -> str:
-    """Return in words how far from the optimum a solve has ended."""
+def _distance(solution: Solution, convex: bool) -> str:
+    """Return in words how far from the optimum a solve has ended: where it is not convex, from a local one."""
+    minimum = "its minimum" if convex else "a local minimum"
     norm = f"the gradient's norm {solution.gradient_norm:.1e}"
     if math.isnan(solution.estimated_gap) or solution.status is Status.SEPARATED:
         return norm
     gap, value = solution.estimated_gap, abs(solution.objective)
     if math.isinf(gap):
-        return f"how far above its minimum is unknown, and {norm}"
+        return f"how far above {minimum} is unknown, and {norm}"
     share = f" ({100 * gap / value:.2g}% of it)" if value else ""
-    return f"an estimated {gap:.1e}{share} above its minimum, and {norm}"
+    return f"an estimated {gap:.1e}{share} above {minimum}, and {norm}"
 
 
 def _needs_float64(coef: Array, intercept: Array) -> bool:

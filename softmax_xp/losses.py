@@ -22,7 +22,7 @@ The first is convex in the logits. The others bound, or lower, what a row can co
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -216,7 +216,7 @@ class Focal(Loss):
 
 
 CROSS_ENTROPY = CrossEntropy()
-LOSSES: dict[str, type[Loss]] = {
+LOSSES: dict[str, type[CrossEntropy | GeneralizedCrossEntropy | SymmetricCrossEntropy | Focal]] = {
     "cross_entropy": CrossEntropy,
     "gce": GeneralizedCrossEntropy,
     "sce": SymmetricCrossEntropy,
@@ -245,6 +245,14 @@ def checked_loss(loss: str | Loss) -> Loss:
             f"for example softmax_xp.GeneralizedCrossEntropy(q=0.5)."
         )
     return loss
+
+
+def described(loss: Loss) -> dict[str, Any] | None:
+    """Return the name and the parameters of a loss of LOSSES, or None for another one."""
+    for name, kind in LOSSES.items():
+        if type(loss) is kind:
+            return {"name": name} | {field.name: getattr(loss, field.name) for field in fields(kind)}
+    return None
 
 
 def _set(loss: Loss, **numbers: float) -> None:

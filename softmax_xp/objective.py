@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from softmax_xp._arrays import (
     Array,
     accumulation_dtype,
     block_bytes,
+    bytes_of,
     device_of,
     is_numpy,
     namespace,
@@ -18,8 +20,10 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 from softmax_xp.backend import Backend
+from softmax_xp.kernels import reference
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace
+from softmax_xp.losses import Loss
 from softmax_xp.penalties import L2
 
 EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
@@ -77,6 +81,7 @@ class LinearObjective:
         self.row_pass = row_pass
         is_exact = row_pass.precision == "float32"
         self._rounded = None if is_exact else backend.kernels(X.dtype).factor(X, row_pass.precision)
+        self._curvature_weight: tuple[Array, Array] | None = None  # the last parameters, and the weights there
         self._feature_scale: Array | None = None
         self._usual_size: np.ndarray | None = None
         self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
@@ -96,6 +101,13 @@ class LinearObjective:
             self.workspace.workers,
             replace(self.row_pass, precision=precision),
         )
+
+    def of_loss(self, loss: Loss) -> LinearObjective:
+        """Return the objective of another loss."""
+        other = copy(self)
+        other.row_pass = replace(self.row_pass, loss=loss)
+        other._curvature_weight = None
+        return other
 
     @property
     def n_params(self) -> int:
@@ -178,6 +190,40 @@ class LinearObjective:
             return _mean(sums, self.total_weight, direction, lambda rows: of_penalty(along[0][rows, :]), self.workspace)
 
         return product
+
+    def curvature_weight(self, params: Array) -> Array | None:
+        """Return the weights (n,) with which the Hessian of cross-entropy is the positive part of this one's.
+
+        They are s_i T_i, where T_i is the sum of the effective targets of row i: for cross-entropy the weights of the
+        rows, None where these are equal. The last ones are kept.
+        """
+        if self.row_pass.is_cross_entropy:
+            return self.sample_weight
+        if self._curvature_weight is None or self._curvature_weight[0] is not params:
+            xp, n_rows = self.backend.xp, self.X.shape[0]
+            out = xp.empty(n_rows, dtype=self.X.dtype, device=self.backend.device)
+
+            def add(rows: slice) -> None:
+                _, effective = reference.effective(
+                    self.log_p(self.X[rows, :], params), self.targets[rows, ...], self.row_pass, 1
+                )
+                mass = xp.sum(effective, axis=1)
+                out[rows] = mass if self.sample_weight is None else mass * self.sample_weight[rows]
+
+            row_bytes = 16 * self.n_classes * bytes_of(xp, self.X.dtype)
+            self.workspace.map(add, row_blocks(n_rows, row_bytes, block_bytes(self.backend.device)))
+            self._curvature_weight = params, out
+        return self._curvature_weight[1]
+
+    def log_p(self, X: Array, params: Array) -> Array:
+        """Return the log-probabilities (m, n_classes) of rows X (m, n_features), in their dtype."""
+        xp = self.backend.xp
+        coef, intercept = self.split(xp.astype(params, X.dtype, copy=False))
+        logits = X @ coef.T
+        logits = logits if intercept is None else logits + intercept
+        if coef.shape[0] == 1:
+            logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
+        return self.backend.kernels(X.dtype).log_softmax(logits, 1)
 
     def _factor(self) -> Array:
         """Return X as a factor of products."""

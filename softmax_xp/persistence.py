@@ -28,6 +28,7 @@ from softmax_xp._arrays import describe, to_numpy
 from softmax_xp._files import whole_file
 from softmax_xp.backend import Backend, select_backend
 from softmax_xp.estimator import SoftmaxClassifier
+from softmax_xp.losses import LOSSES, described
 from softmax_xp.models import MLP, Linear
 from softmax_xp.solvers import Status
 
@@ -82,9 +83,10 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
 
     Notes
     -----
-    Two parameters of the constructor are kept only in their plain forms. A `solver` that is an optimizer is
-    described in the file, under "solver_repr", but comes back as "auto"; a `random_state` that is a generator
-    comes back as None. Both matter to the next fit alone.
+    Three parameters of the constructor are kept only in their plain forms. A `solver` that is an optimizer is
+    described in the file, under "solver_repr", but comes back as "auto"; a `loss` of one's own, under "loss_repr",
+    comes back as "cross_entropy"; a `random_state` that is a generator comes back as None. They matter to the next fit
+    alone.
     """
     if type(model) is SoftmaxClassifier:
         tensors, record = _classifier_parts(model)
@@ -173,6 +175,8 @@ def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]
         parameters["class_weight"] = [[_plain(label), _plain(w)] for label, w in model.class_weight.items()]
     if not isinstance(model.solver, str):
         parameters["solver"], record["solver_repr"] = "auto", repr(model.solver)
+    if not isinstance(model.loss, str):
+        parameters["loss"], record["loss_repr"] = described(model.loss) or "cross_entropy", repr(model.loss)
     if type(parameters["random_state"]) is not int:
         parameters["random_state"] = None
     parameters["dtype"] = model._dtype_name()
@@ -398,6 +402,14 @@ def _parameters(record: _Record) -> dict[str, Any]:
     pairs = record.value("class_weight", str, list, type(None))
     if isinstance(pairs, list):
         parameters["class_weight"] = {label: float(weight) for label, weight in pairs}
+    if "loss" in parameters and isinstance(loss := record.value("loss", str, dict), dict):
+        kind = LOSSES.get(str(loss.get("name")))
+        if kind is None:
+            raise record.refusal(f"must have one of {', '.join(LOSSES)} as its name", loss, "loss")
+        try:
+            parameters["loss"] = kind(**{name: number for name, number in loss.items() if name != "name"})
+        except (TypeError, ValueError) as error:
+            raise record.refusal("must have the parameters of that loss", str(error), "loss") from error
     return parameters
 
 

@@ -352,10 +352,11 @@ class Curvature:
         n_coef = objective.coef_shape[0]
         parts = sum_parts(n, 2 * n_features * n_coef)
         sums = np.zeros((len(parts), n_coef, self.n_columns))
+        of_rows = objective.curvature_weight(params)
 
         def add(i: int) -> None:
             part = X[parts[i], :]
-            weight = None if objective.sample_weight is None else objective.sample_weight[parts[i]]
+            weight = None if of_rows is None else of_rows[parts[i]]
             for rows in row_blocks(part.shape[0], 16 * n_features + 64 * len(sums[i]), block_bytes(device)):
                 p = self._probabilities_of(part[rows, :], params)
                 own = p * (1.0 - p)
@@ -437,7 +438,7 @@ class Curvature:
                 block = own if rows.size == len(own) else own[rows]
                 H[b, :, a, :] -= (block * (of_a[rows] * of_b[rows, b])[:, None]).T @ block
 
-        total = objective.total_weight
+        total, of_rows = objective.total_weight, objective.curvature_weight(params)
         for rows, probabilities in self._probabilities(objective.X, params):
             p = np.asarray(probabilities, dtype=dtype)
             if n_coef > 1:  # a sum other than one, by rounding in float32, would make the Hessian indefinite
@@ -445,7 +446,7 @@ class Curvature:
             Z = np.ones((len(p), n_columns), dtype=dtype)
             Z[:, :n_features] = objective.X[rows, :]
             Z /= scale
-            wp = p / total if objective.sample_weight is None else p * (objective.sample_weight[rows] / total)[:, None]
+            wp = p / total if of_rows is None else p * (of_rows[rows] / total)[:, None]
             objective.workspace.map(add, range(n_coef))
         matrix = H.reshape(n_coef * n_columns, -1)
         diagonal = matrix.reshape(-1)[:: len(matrix) + 1]  # a view
@@ -504,7 +505,8 @@ class Curvature:
 
     @property
     def _bounding_factor(self) -> float:
-        return 0.25 if self.objective.coef_shape[0] == 1 else 0.5
+        of_cross_entropy = 0.25 if self.objective.coef_shape[0] == 1 else 0.5
+        return of_cross_entropy * self.objective.row_pass.loss.slope_bound
 
     def _bounding_gram(self) -> Array:
         return self._bounding_factor * self._even_gram()
@@ -519,7 +521,7 @@ class Curvature:
         """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""
         backend = self.objective.backend
         xp, wide = backend.xp, accumulation_dtype(backend.xp, backend.device)
-        A, weight = self._sampled_rows()
+        A, weight = self._sampled_rows(params)
         n_coef = self.objective.coef_shape[0]
         squares = n_coef if self._holds_classes() else 0  # else the diagonal of the mean of S_i alone
         mean, product = np.zeros(n_coef), np.zeros((squares, squares))
@@ -556,8 +558,9 @@ class Curvature:
         objective = self.objective
         xp, n_coef = objective.backend.xp, objective.coef_shape[0]
         mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight
+        of_rows = objective.curvature_weight(params)
         for rows, p in self._probabilities(objective.X, params):
-            wp = p if objective.sample_weight is None else p * objective.sample_weight[rows][:, None]
+            wp = p if of_rows is None else p * of_rows[rows][:, None]
             mean += to_numpy(xp.sum(wp, axis=0)).astype(np.float64)
             product += to_numpy(wp.T @ p).astype(np.float64)
         sizes, basis = np.linalg.eigh((np.diag(mean) - product) / total)
@@ -606,10 +609,11 @@ class Curvature:
         per_size = self._wide(self.n_sampled / sizes)
         squares = np.zeros((n_coef, self.n_columns))
         narrow = objective.X.dtype if self._unit() is None else wide
+        of_rows = objective.curvature_weight(params)
         for rows, p in self._probabilities(objective.X, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
-            if objective.sample_weight is not None:
-                weight = weight * objective.sample_weight[rows][:, None]
+            if of_rows is not None:
+                weight = weight * of_rows[rows][:, None]
             weight = xp.where(weight > 0.0, weight, xp.zeros_like(weight))  # but for rounding
             squares += self._squares_of(objective.X[rows, :], weight, narrow)
             share = xp.astype(weight, wide, copy=False) / total
@@ -649,15 +653,21 @@ class Curvature:
         p = objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
         return xp.where(p > LEAST_PROBABILITY, p, xp.zeros_like(p))
 
-    def _sampled_rows(self) -> tuple[Array, np.ndarray]:
-        """Return rows evenly spaced, (m, D), and their weights, which sum to one."""
+    def _sampled_rows(self, params: Array | None = None) -> tuple[Array, np.ndarray]:
+        """Return rows evenly spaced, (m, D), and their weights.
+
+        These sum to one. With `params` they are those of the curvature there, which for another loss than cross-entropy
+        sum to the mean of T_i.
+        """
         objective = self.objective
         stride = -(-objective.X.shape[0] // self.n_sampled)
-        A = objective.X[::stride, :]
-        if objective.sample_weight is None:
+        A, own = objective.X[::stride, :], objective.sample_weight
+        of_rows = own if params is None else objective.curvature_weight(params)
+        if of_rows is None:
             return A, np.full(A.shape[0], 1.0 / A.shape[0])
-        weight = to_numpy(objective.sample_weight[::stride]).astype(np.float64)
-        return A, weight / max(weight.sum(), 1e-300)
+        weight = to_numpy(of_rows[::stride]).astype(np.float64)
+        total = float(A.shape[0]) if own is None else to_numpy(own[::stride]).astype(np.float64).sum()
+        return A, weight / max(total, 1e-300)
 
     def _even_gram(self) -> Array:
         """Return the mean of a_i a_i' over the sampled rows, or its diagonal; it does not change during a solve."""

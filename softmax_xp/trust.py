@@ -10,6 +10,9 @@ rows that are not trusted have in the Hessian, s the Newton step and v = U s, th
 The first term is the Newton decrement. The sum of the others is called the hidden gap. For example, an outlier fixes a
 coefficient; the other rows would gain by another value of it, but the gradient is zero.
 
+For a loss that is not convex the tangents are no bound. With the positive part of the Hessian for T, the same formulas
+then estimate what the quadratic model leaves out near a local minimum.
+
 At the end of the step, let d be the gradient of the untrusted rows less the gradient of their quadratic model. The
 quadratic model of all rows has no gradient there, so that the hidden gap is d' T^-1 d / 2.
 
@@ -32,6 +35,7 @@ from softmax_xp._arrays import (
     sum_parts,
     to_numpy,
 )
+from softmax_xp.kernels import reference
 from softmax_xp.objective import LinearObjective
 
 TRUSTED_CHANGE = 0.3  # of the difference between a logit and the mean logit of its row
@@ -72,8 +76,20 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     of_intercepts = xp.zeros((len(parts), 2 * n_coef), dtype=wide, device=backend.device)
     row_bytes = (64 * (n_coef + 1) + 2 * n_features) * bytes_of(xp, dtype)
 
-    def weights(part: slice) -> Array:
-        return xp.ones_like(w[part]) if objective.sample_weight is None else objective.sample_weight[part]
+    of_rows = objective.curvature_weight(params)  # for cross-entropy those of the rows
+    is_cross_entropy, kernels = objective.row_pass.is_cross_entropy, backend.kernels(dtype)
+
+    def weights(part: slice, given: Array | None) -> Array:
+        return xp.ones_like(w[part]) if given is None else given[part]
+
+    def changes(z: Array, u: Array, rows: Array, part: slice) -> tuple[Array, Array]:
+        """Return how the gradients in the logits of rows change along u: by the Hessian, and in truth, (C, m)."""
+        targets = xp.take(objective.targets[part, ...], rows, axis=0)
+        targets = targets if targets.ndim == 1 else targets.T
+        before, after = (
+            kernels.cross_entropy_with_grad(x, targets, None, objective.row_pass, 0)[1] for x in (z, z + u)
+        )
+        return reference.curved(kernels.log_softmax(z, 0), u, targets, objective.row_pass, 0), after - before
 
     def add(i: int) -> None:
         for block in row_blocks(parts[i].stop - parts[i].start, row_bytes, block_bytes(backend.device)):
@@ -90,7 +106,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
             total = xp.sum(e, axis=0)
             mean = xp.sum(e * u, axis=0) / total
             sizes[part, :] = xp.abs(rows) @ of_sizes
-            weight = weights(part)
+            weight = weights(part, of_rows)
             # The largest p (1 - p). It is not 1 / total - 1 / total^2, which rounds to zero where a row is certain.
             w[part] = xp.max(e * (total - e), axis=0) / total**2 * weight
             change = xp.maximum(xp.max(u, axis=0) - mean, mean - xp.min(u, axis=0)) + sizes[part, 2]
@@ -98,9 +114,13 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
             if untrusted.shape[0]:
                 z, u, e = (xp.take(x, untrusted, axis=1) for x in (z, u, e))
                 rows, total, mean, weight = (xp.take(x, untrusted, axis=0) for x in (rows, total, mean, weight))
-                p = e / total
-                model, change_of_p = p * (u - mean), softmax(z + u, 0) - p
-                pull = xp.concat([model[-n_coef:, :], (change_of_p - model)[-n_coef:, :]], axis=0) * weight
+                if is_cross_entropy:
+                    p = e / total
+                    model, change = p * (u - mean), softmax(z + u, 0) - p
+                else:
+                    model, change = changes(z, u, untrusted, part)
+                    weight = xp.take(weights(part, objective.sample_weight), untrusted, axis=0)
+                pull = xp.concat([model[-n_coef:, :], (change - model)[-n_coef:, :]], axis=0) * weight
                 pulls[i, :, :] += xp.astype(pull @ rows, wide, copy=False)
                 of_intercepts[i, :] += xp.astype(xp.sum(pull, axis=1), wide, copy=False)
 
@@ -123,7 +143,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
         )
         # What T has along x_i, for each ||x_i||^4, and the error of the residual: eps, or all of it.
         own = LEAST_CURVATURE * uncertain / (ratio**2 + SMALLEST) + penalty / (size**2 + SMALLEST)
-        error = xp.minimum(eps * xp.astype(weights(part), wide), own_w)
+        error = xp.minimum(eps * xp.astype(weights(part, of_rows), wide), own_w)
         alone = xp.where(own_w > own, error**2 / (own + SMALLEST), xp.zeros_like(own))
         by_rounding = by_rounding + 0.5 * xp.sum(own_w * rounding**2 + alone)
     start, end = (to_numpy(xp.stack([start, end]) + by_rounding) / objective.total_weight).tolist()

@@ -5,14 +5,20 @@ from __future__ import annotations
 import itertools
 import math
 import pickle
+import warnings
 
 import numpy as np
 import oracle
 import pytest
+from scipy.optimize import minimize
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
 from test_objective import SHAPES, Problem, many_blocks, provider_schedules, providers
 from tolerances import TOLERANCE
 
 import softmax_xp as sx
+from softmax_xp.backend import backend_of
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import LOSSES, checked_loss
 
@@ -245,3 +251,169 @@ def test_a_loss_of_ones_own_is_taken(rng):
     assert float(loss) == pytest.approx(((1 - sx.softmax(z)[np.arange(6), y]) ** 2).mean())
     expected = oracle.central_difference(lambda x: sx.cross_entropy(x, y, loss=Squared()), z)
     np.testing.assert_allclose(grad, expected, rtol=0, atol=1e-9)
+
+
+# --- Fits ---
+
+
+def mislabelled(n=400, seed=0):
+    """Digits in float64, a third of whose labels are drawn anew."""
+    X, y = load_digits(return_X_y=True)
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(0, 10, n)
+    return X[:n] / 16, np.where(rng.random(n) < 1 / 3, drawn, y[:n])
+
+
+def objective_of(model, X, y, known, C, smoothing=0.0):
+    """The mean objective of a model's coefficients by the oracle, and its gradient as one vector."""
+    coef, intercept = (np.asarray(x, dtype=np.float64) for x in (model.coef_, model.intercept_))
+    loss, grad, slope = oracle.linear_sums(coef, intercept, X, y, None, smoothing, known)
+    value = loss / len(X) + 0.5 / (C * len(X)) * (coef**2).sum()
+    return value, np.concatenate([(grad / len(X) + coef / (C * len(X))).ravel(), slope / len(X)])
+
+
+@pytest.mark.parametrize("solver", ["auto", "lbfgs", "newton-cg"])
+@pytest.mark.parametrize("n_classes", [2, 10])
+@pytest.mark.parametrize(("loss", "known"), FEW)
+def test_a_fit_ends_near_a_local_minimum(loss, known, n_classes, solver):
+    X, y = mislabelled()
+    y = y if n_classes == 10 else (y > 4).astype(int)
+    C = 1.0
+    model = sx.SoftmaxClassifier(C=C, loss=loss, solver=solver, tol=1e-6, device="cpu").fit(X, y)
+    assert model.status_ == "converged"
+    value, grad = objective_of(model, X, y, known, C)
+    assert model.objective_ == pytest.approx(value, rel=1e-9)
+    assert np.linalg.norm(grad) == pytest.approx(model.gradient_norm_, rel=1e-4, abs=1e-12)
+    assert model.estimated_gap_ <= 1e-6 * value
+    # SciPy goes on from there: what it gains is the gap to the local minimum.
+    shape, X_mean = model.coef_.shape, 1 / (C * len(X))
+
+    def f(w):
+        coef, intercept = w[: model.coef_.size].reshape(shape), w[model.coef_.size :]
+        logits = X @ coef.T + intercept
+        logits = logits if len(coef) > 1 else np.column_stack([np.zeros(len(X)), logits[:, 0]])
+        losses, dlogits = sx.cross_entropy_with_grad(logits, y, loss=loss)
+        dlogits = dlogits[:, -len(coef) :]
+        slope = np.concatenate([(dlogits.T @ X + coef * X_mean).ravel(), dlogits.sum(axis=0)])
+        return float(losses) + 0.5 * X_mean * (coef**2).sum(), slope
+
+    start = np.concatenate([model.coef_.ravel(), model.intercept_])
+    further = minimize(f, start, jac=True, method="L-BFGS-B", options={"ftol": 1e-15, "gtol": 1e-10, "maxiter": 5000})
+    assert value - further.fun <= 10 * model.estimated_gap_ + 1e-10 * value
+
+
+@pytest.mark.parametrize("solver", ["auto", "sgd", "adam"])
+def test_a_fit_takes_a_loss_on_every_library(xp, solver):
+    X, y = mislabelled(200)
+    for dtype in xp.float_dtypes:
+        options = {"loss": "gce", "C": 0.3, "max_iter": 400 if solver != "auto" else 1000, "random_state": 0}
+        model = sx.SoftmaxClassifier(**options, solver=solver, device=xp.device_flag)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore" if solver != "auto" else "error", ConvergenceWarning)
+            model.fit(xp.asarray(X, dtype), xp.asarray(y))
+        xp.assert_here(model.coef_, dtype, (10, 64))
+        expected = sx.SoftmaxClassifier(loss="gce", C=0.3, tol=1e-8, device="cpu").fit(X, y)
+        slack = 1e-4 if solver == "auto" else 0.02
+        assert expected.objective_ * (1 - 1e-7) <= model.objective_ <= expected.objective_ * (1 + slack)
+
+
+@pytest.mark.parametrize("solver", ["auto", "newton-cg"])
+@pytest.mark.parametrize("name", ["gce", "sce", "focal"])
+def test_soft_targets_smoothing_and_weights_count_for_every_loss(name, solver):
+    X, y = mislabelled(200)
+    weight = np.arange(200) % 3
+    targets = 0.8 * np.eye(10)[y] + 0.02
+    options = {"loss": name, "solver": solver, "tol": 1e-9, "device": "cpu"}
+    smoothed = sx.SoftmaxClassifier(label_smoothing=0.2, **options).fit(X, y, weight)
+    soft = sx.SoftmaxClassifier(**options).fit(X, targets, weight)
+    np.testing.assert_allclose(smoothed.coef_, soft.coef_, rtol=0, atol=1e-8)
+    rows = np.repeat(np.arange(200), weight)
+    repeated = sx.SoftmaxClassifier(**options).fit(X[rows], targets[rows])
+    np.testing.assert_allclose(repeated.coef_, soft.coef_, rtol=0, atol=1e-4)
+    assert repeated.objective_ == pytest.approx(soft.objective_, rel=1e-8)
+
+
+def test_the_limits_of_the_losses_are_cross_entropy():
+    X, y = mislabelled(300)
+    expected = sx.SoftmaxClassifier(tol=1e-10, device="cpu").fit(X, y)
+    for loss in (sx.CrossEntropy(), sx.Focal(gamma=0), sx.GeneralizedCrossEntropy(q=1e-9)):
+        model = sx.SoftmaxClassifier(loss=loss, tol=1e-10, device="cpu").fit(X, y)
+        np.testing.assert_allclose(model.coef_, expected.coef_, rtol=0, atol=1e-5)
+
+
+def test_generalised_cross_entropy_bears_wrong_labels_better():
+    X, y = load_digits(return_X_y=True)
+    X, noisy = X / 16, y.copy()
+    rng = np.random.default_rng(0)
+    flipped = rng.random(1200) < 0.4
+    noisy[:1200][flipped] = rng.integers(0, 10, flipped.sum())
+    scores = {}
+    for loss, C in itertools.product(("cross_entropy", "gce"), (0.03, 0.3, 3.0)):
+        model = sx.SoftmaxClassifier(loss=loss, C=C, device="cpu").fit(X[:1200], noisy[:1200])
+        scores[loss] = max(scores.get(loss, 0.0), model.score(X[1200:], y[1200:]))
+    assert scores["gce"] > scores["cross_entropy"] + 0.01
+
+
+def test_a_warm_start_goes_on_from_the_last_fit():
+    X, y = mislabelled()
+    model = sx.SoftmaxClassifier(loss="gce", warm_start=True, device="cpu").fit(X, y)
+    steps, value = model.n_iter_[0], model.objective_
+    model.fit(X, y)
+    assert model.n_iter_[0] < steps / 2
+    assert model.objective_ <= value
+
+
+def test_a_fit_that_is_ended_early_reports_its_own_loss():
+    X, y = mislabelled()
+    for steps in (2, 12):
+        model = sx.SoftmaxClassifier(loss="gce", device="cpu")
+        with pytest.warns(ConvergenceWarning):
+            model.fit(X, y, observe=lambda seen, steps=steps: seen.n_iter >= steps)
+        assert model.status_ == "stopped"
+        assert model.objective_ == pytest.approx(objective_of(model, X, y, ("gce", 0.7), 1.0)[0], rel=1e-9)
+        assert model.n_iter_[0] == steps
+        model = sx.SoftmaxClassifier(loss="gce", max_iter=steps, device="cpu")
+        with pytest.warns(ConvergenceWarning, match="a local minimum"):
+            model.fit(X, y)
+        assert model.n_iter_[0] == steps
+        assert model.objective_ == pytest.approx(objective_of(model, X, y, ("gce", 0.7), 1.0)[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("loss", ["gce", "sce", "focal"])
+def test_without_a_penalty_separated_rows_are_seen(loss):
+    X, y = load_iris(return_X_y=True)
+    model = sx.SoftmaxClassifier(C=np.inf, loss=loss, device="cpu")
+    with pytest.warns(ConvergenceWarning, match="there is no minimum"):
+        model.fit(X[:100], y[:100])
+    assert model.status_ == "separated"
+
+
+@pytest.mark.parametrize(
+    "loss", ["gce", sx.GeneralizedCrossEntropy(q=0.5), sx.SymmetricCrossEntropy(beta=2), sx.Focal(3)]
+)
+def test_a_model_file_keeps_the_loss(loss, tmp_path):
+    X, y = mislabelled(100)
+    model = sx.SoftmaxClassifier(loss=loss, device="cpu").fit(X, y)
+    model.save(tmp_path / "model")
+    assert sx.load(tmp_path / "model", device="cpu").loss == loss
+    assert clone(model).loss == loss
+    assert pickle.loads(pickle.dumps(model)).loss == loss
+
+
+@pytest.mark.parametrize("model", [lambda: sx.Linear(64, 10), lambda: sx.MLP([64, 8, 10])])
+@pytest.mark.parametrize(("loss", "known"), FEW)
+def test_a_trainer_takes_a_loss(xp, model, loss, known):
+    X, y = mislabelled(200)
+    for dtype in xp.float_dtypes:
+        made = model()
+        params = made.params_on(backend_of(xp.asarray(X, dtype)), xp.asarray(X, dtype).dtype)
+        value, _ = made.value_and_grad(params, xp.asarray(X, dtype), xp.asarray(y), loss=loss)
+        logits, _ = made.forward(params, xp.asarray(X, dtype))
+        expected, _ = oracle.cross_entropy(xp.to_numpy(logits), y, loss=known)
+        assert float(value) == pytest.approx(expected, rel=1e-5 if dtype == "float32" else 1e-12)
+        trainer = sx.Trainer(made, sx.SGD(0.1), max_steps=30, log_every=None, device=xp.device_flag, loss=loss)
+        history = trainer.fit(
+            xp.asarray(X, dtype), xp.asarray(y), validation_data=(xp.asarray(X, dtype), xp.asarray(y))
+        )
+        assert history.solution.objective < expected
+        assert history.validation_loss[-1] == pytest.approx(history.solution.objective, rel=1e-4)

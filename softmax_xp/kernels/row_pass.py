@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from softmax_xp.losses import CROSS_ENTROPY, Loss
+from softmax_xp.losses import CROSS_ENTROPY, CrossEntropy, Loss
 
 # Precision of the factors of matrix products: float32, or rounded to 10 (tf32) or 7 (bfloat16) bits of fraction. Sums
 # are float32 in all three. For data in other dtypes there is only the first, and it means the dtype of the data.
@@ -31,7 +31,7 @@ class RowPass:
     @property
     def is_cross_entropy(self) -> bool:
         """Whether the loss is cross-entropy: its effective targets are the targets."""
-        return self.loss == CROSS_ENTROPY
+        return isinstance(self.loss, CrossEntropy)
 
 
 PLAIN = RowPass()

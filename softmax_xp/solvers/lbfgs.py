@@ -134,9 +134,11 @@ class _LBFGS:
         renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None,
         due: Due | None,
         correlations: bool = True,
+        convex: bool = True,
     ) -> None:
         self.precondition = precondition
         self.correlations = correlations
+        self.convex = convex
         self.hessian_product = hessian_product
         self.ends_by_newton_step = hessian_product is not None
         self.hidden_gap = hidden_gap
@@ -228,7 +230,9 @@ class _LBFGS:
             precondition = self._product if start is self.precondition else start
             check = KNOWN if self.precondition is not None and self.correlations else UNKNOWN
         product, of_target = hessian_product(point.x), check.for_target(target, point.value)
-        newton = newton_step(product, point.grad, precondition, max_products=max_products, **of_target._asdict())
+        newton = newton_step(
+            product, point.grad, precondition, max_products=max_products, convex=self.convex, **of_target._asdict()
+        )
         missed = MISSED_UNKNOWN if check is UNKNOWN else MISSED
         return Decrement(newton, point.x, precondition, self.hidden_gap, exact, missed)
 
@@ -268,6 +272,7 @@ def minimize(
     renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None = None,
     due: Due | None = None,
     correlations: bool = True,
+    convex: bool = True,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
     """Minimise a smooth function from `params`.
@@ -296,12 +301,16 @@ def minimize(
     correlations : bool, default True
         Whether `precondition` knows those of the parameters, and not their scales alone. If not, or without it, the
         estimate of the gap takes 50 products with the Hessian at least.
+    convex : bool, default True
+        As for `newton_cg.newton_step`.
 
     Returns
     -------
     Solution
     """
-    method = _LBFGS(memory, precondition, hessian_product, hidden_gap, exact_inverse, renewed, due, correlations)
+    method = _LBFGS(
+        memory, precondition, hessian_product, hidden_gap, exact_inverse, renewed, due, correlations, convex
+    )
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )

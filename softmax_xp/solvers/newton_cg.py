@@ -92,6 +92,7 @@ def newton_step(
     max_products: int = MAX_PRODUCTS,
     min_products: int = MIN_PRODUCTS,
     negligible: float = 0.0,
+    convex: bool = True,
 ) -> NewtonStep:
     """Solve H s = -g by preconditioned conjugate gradients.
 
@@ -112,6 +113,9 @@ def newton_step(
     negligible : float
         Fewer iterations suffice once r' P r, with the residual r and the preconditioner P, has fallen to this share of
         its first value.
+    convex : bool
+        Whether H is known to have no negative curvature. Otherwise, where conjugate gradients meet one, the step ends
+        and what it has missed is unknown.
 
     Returns
     -------
@@ -134,6 +138,8 @@ def newton_step(
         if decreases and size <= SOLVED**2 * first_size:
             return NewtonStep(step, sum(decreases), size / first_size * sum(decreases))
         if not (curvature > SMALLEST and 0.0 < size < curvature / SMALLEST):
+            if not convex and curvature < 0.0:
+                return NewtonStep(step if decreases else z, sum(decreases), math.inf)
             settled = True
             break
         length = size / curvature
@@ -174,24 +180,26 @@ class _NewtonCG:
         precondition: Callable[[Array], Preconditioner] | None,
         hidden_gap: HiddenGap | None,
         exact_inverse: Callable[[Array], Preconditioner | None] | None,
+        convex: bool,
     ) -> None:
         self.hessian_product = hessian_product
         self.precondition = precondition
         self.hidden_gap = hidden_gap
         self.exact_inverse = exact_inverse
+        self.convex = convex
         self._last: tuple[Point, Decrement] | None = None
         self._closing = False  # whether the last step may be the last one of the solve
 
     def direction(self, point: Point, target: float) -> tuple[Array, float, float | None]:
         precondition = None if self.precondition is None else self.precondition(point.x)
         product = self.hessian_product(point.x)
-        newton = newton_step(product, point.grad, precondition)
+        newton = newton_step(product, point.grad, precondition, convex=self.convex)
         exact, self._closing = None, newton.gap <= target
         if self._closing:
             exact = None if self.exact_inverse is None else self.exact_inverse(point.x)
             check = (CLOSER if exact is None else EXACT).for_target(target, point.value)
             precondition = exact or precondition
-            newton = newton_step(product, point.grad, precondition, **check._asdict())
+            newton = newton_step(product, point.grad, precondition, convex=self.convex, **check._asdict())
         self._last = point, Decrement(newton, point.x, precondition, self.hidden_gap, exact is not None)
         return newton.step, self._last[1].gap if self._closing else newton.gap, 1.0
 
@@ -295,9 +303,10 @@ def minimize(
     precondition: Callable[[Array], Preconditioner] | None = None,
     hidden_gap: HiddenGap | None = None,
     exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
+    convex: bool = True,
     observe: Callable[[Iterate], object] | None = None,
 ) -> Solution:
-    """Minimise a convex function from `params`.
+    """Minimise a function from `params`; the minimum is a local one where it is not convex.
 
     Parameters
     ----------
@@ -311,12 +320,14 @@ def minimize(
     exact_inverse : callable, optional
         Takes parameters to the inverse Hessian there, as a `precondition`, or to None where it costs more than
         conjugate gradients do. It finds the gap by which the solve ends.
+    convex : bool, default True
+        As for `newton_step`.
 
     Returns
     -------
     Solution
     """
-    method = _NewtonCG(hessian_product, precondition, hidden_gap, exact_inverse)
+    method = _NewtonCG(hessian_product, precondition, hidden_gap, exact_inverse, convex)
     return descend(
         method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
     )
