@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace, to_numpy
 from softmax_xp.preconditioners import Preconditioner
-from softmax_xp.solvers import Iterate, Solution
-from softmax_xp.solvers.descent import Evaluation, descend
+from softmax_xp.solvers import Callback, State, solve
+from softmax_xp.solvers.descent import Descent, Evaluation
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 from softmax_xp.solvers.newton_cg import EXACT, MISSED, Check, Decrement, HessianProduct, HiddenGap, newton_step
 
@@ -263,13 +263,15 @@ def minimize(
     renewed: Callable[[Array, Preconditioner | None], Preconditioner | None] | None = None,
     due: Due | None = None,
     correlations: bool = True,
-    observe: Callable[[Iterate], object] | None = None,
-) -> Solution:
+    callbacks: Sequence[Callback] = (),
+) -> State:
     """Minimise a smooth function from `params`.
 
     Parameters
     ----------
-    value_and_grad, params, tol, max_iter, noise, rough, observe : as for `descent.descend`
+    value_and_grad, tol, max_iter, noise, rough : as for `descent.Descent`
+    params : array of shape (n,), real floating
+        Where to start; not modified.
     memory : int, default 10
         How many pairs of steps and gradient differences describe the curvature; 2 * memory vectors are kept.
     precondition : callable, optional
@@ -291,12 +293,12 @@ def minimize(
     correlations : bool, default True
         Whether `precondition` knows those of the parameters, and not their scales alone. If not, or without it, the
         estimate of the gap takes 50 products with the Hessian at least.
+    callbacks : as for `solve`
 
     Returns
     -------
-    Solution
+    State
     """
     method = _LBFGS(memory, precondition, hessian_product, hidden_gap, exact_inverse, renewed, due, correlations)
-    return descend(
-        method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
-    )
+    descent = Descent(method, value_and_grad, tol=tol, max_iter=max_iter, noise=noise, rough=rough)
+    return solve(descent, params, callbacks)
