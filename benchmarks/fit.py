@@ -19,6 +19,7 @@ from benchmarks.data import DataMissingError, Dataset, Name, decaying, load
 from benchmarks.measure import CPU, MIN_SECONDS, Device, interleaved, slope
 from benchmarks.objective import Array, value_and_grad
 from softmax_xp._arrays import to_numpy
+from softmax_xp.solvers import State
 
 Curve: TypeAlias = list[tuple[float, float]]  # (seconds, objective)
 
@@ -126,21 +127,22 @@ def timed_fit(
 ) -> Fit:
     """Fit a model and return how that went.
 
-    With `trace`, the model is ours and shows its iterates; `stop`, given the seconds so far and the objective,
+    With `trace`, the model is ours and calls back after each step; `stop`, given the seconds so far and the objective,
     ends the fit.
     """
     points: Curve = []
 
-    def observe(iterate: Any) -> bool:
-        points.append((time.perf_counter() - start, iterate.objective))
+    def note(state: State) -> bool:
+        points.append((time.perf_counter() - start, state.objective))
         return stop is not None and stop(*points[-1])
 
-    options = {"observe": observe} if trace else {}
+    if trace:
+        model.set_params(callbacks=[note])
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data.device.synchronize()
         start = time.perf_counter()
-        model.fit(data.X, data.y, **options)
+        model.fit(data.X, data.y)
         data.device.synchronize()
         seconds = time.perf_counter() - start
     coef, intercept = to_numpy(model.coef_), to_numpy(model.intercept_)

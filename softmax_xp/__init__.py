@@ -28,12 +28,12 @@ if _typing.TYPE_CHECKING:
     from softmax_xp.models import MLP as MLP, Linear as Linear
     from softmax_xp.persistence import ModelFileError as ModelFileError, load as load, save as save
     from softmax_xp.solvers import Solution as Solution
+    from softmax_xp.solvers.optimizers import SGD as SGD, Adam as Adam, AdamW as AdamW
     from softmax_xp.solvers.schedules import (
         ConstantSchedule as ConstantSchedule,
         CosineSchedule as CosineSchedule,
         StepSchedule as StepSchedule,
     )
-    from softmax_xp.solvers.stochastic import SGD as SGD, Adam as Adam, AdamW as AdamW
     from softmax_xp.trainer import History as History, Progress as Progress, Trainer as Trainer
 
 __version__ = "0.1.0"
@@ -62,12 +62,12 @@ _HOME = {
     "load": "persistence",
     "save": "persistence",
     "Solution": "solvers",
+    "SGD": "solvers.optimizers",
+    "Adam": "solvers.optimizers",
+    "AdamW": "solvers.optimizers",
     "ConstantSchedule": "solvers.schedules",
     "CosineSchedule": "solvers.schedules",
     "StepSchedule": "solvers.schedules",
-    "SGD": "solvers.stochastic",
-    "Adam": "solvers.stochastic",
-    "AdamW": "solvers.stochastic",
     "History": "trainer",
     "Progress": "trainer",
     "Trainer": "trainer",

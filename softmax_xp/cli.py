@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import StrEnum
 from errno import EACCES, EIO, EISDIR, ENOENT, ENOTDIR
 from io import BytesIO
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from softmax_xp import SoftmaxClassifier
     from softmax_xp.backend import DeviceInfo
     from softmax_xp.readers import Table
-    from softmax_xp.solvers import Iterate
+    from softmax_xp.solvers import State
 
 UNREAD = 1  # the exit status of a command whose reader has gone, as in `| head`
 CSV_ENDINGS = (".csv", ".txt", "")
@@ -42,7 +42,7 @@ PROGRESS_SECONDS = 0.1  # between two changes of the progress line
 SCORES = ("precision", "recall", "f1")
 LONG_READING = 2.0  # seconds, after which the progress of reading is shown
 
-Observer: TypeAlias = "Callable[[Iterate], None]"
+ShowState: TypeAlias = "Callable[[State], None]"
 
 
 class Solver(StrEnum):
@@ -560,21 +560,21 @@ def _show_devices(found: list[DeviceInfo]) -> None:
 # --- Fit and scores ---
 
 
-def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> list[Iterate]:
-    """Fit, with a progress line on a terminal; return all iterates."""
+def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) -> list[State]:
+    """Fit, with a progress line on a terminal; return the State after each step."""
     from sklearn.exceptions import ConvergenceWarning
 
-    curve: list[Iterate] = []
+    curve: list[State] = []
     with warnings.catch_warnings(record=True) as caught, _fitting(quiet) as show:
         warnings.simplefilter("always", ConvergenceWarning)
 
-        def observe(iterate: Iterate) -> None:
-            curve.append(iterate)
-            show(iterate)
+        def record(state: State) -> None:
+            curve.append(replace(state, params=None, memory={}))  # the arrays of each step would fill the memory
+            show(state)
             if interruption.number is not None:  # Python drops a KeyboardInterrupt that a finaliser raises
                 raise Interrupted
 
-        model.fit(X, y, observe=observe)
+        model.set_params(callbacks=[record]).fit(X, y)
         interruption.defer()  # a model that is there is written
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
@@ -582,12 +582,12 @@ def _fit(model: SoftmaxClassifier, X: np.ndarray, y: np.ndarray, quiet: bool) ->
 
 
 @contextmanager
-def _fitting(quiet: bool) -> Iterator[Observer]:
-    """Yield a function that shows an iterate on the progress line."""
+def _fitting(quiet: bool) -> Iterator[ShowState]:
+    """Yield a function that shows a State on the progress line."""
     start = time.perf_counter()
     with _progress(quiet) as show:
         show(lambda width: "fitting")
-        yield lambda iterate: show(lambda width: _progress_line(iterate, time.perf_counter() - start, width))
+        yield lambda state: show(lambda width: _progress_line(state, time.perf_counter() - start, width))
 
 
 @contextmanager
@@ -630,13 +630,13 @@ def _progress(quiet: bool) -> Iterator[Callable[[Callable[[int], str]], None]]:
             _print_to_stderr(f"\r{'':<{length}}\r", end="")
 
 
-def _progress_line(iterate: Iterate, seconds: float, width: int) -> str:
+def _progress_line(state: State, seconds: float, width: int) -> str:
     """Return the parts of the progress line that fit into `width` characters, the most important first."""
     minutes, seconds = divmod(int(seconds), 60)
     parts = [
-        f"iteration {iterate.n_iter}",
-        f"objective {iterate.objective:.6f}",
-        f"gradient norm {iterate.gradient_norm:.1e}",
+        f"iteration {state.n_iter}",
+        f"objective {state.objective:.6f}",
+        f"gradient norm {state.gradient_norm:.1e}",
         f"{minutes}:{seconds:02d}",
     ]
     while len(parts) > 1 and len("  ".join(parts)) > width:
@@ -738,15 +738,15 @@ def _figure(path: Path) -> Any:
     return figure
 
 
-def _drawing(figure: Any, curve: list[Iterate], path: Path) -> bytes:
+def _drawing(figure: Any, curve: list[State], path: Path) -> bytes:
     """Return the picture, in the format that the ending of `path` names."""
     above, below = figure.subplots(2, sharex=True)
-    steps = [iterate.n_iter for iterate in curve]
-    above.plot(steps, [iterate.objective for iterate in curve])
+    steps = [state.n_iter for state in curve]
+    above.plot(steps, [state.objective for state in curve])
     above.set(ylabel="objective")
-    below.semilogy(steps, [iterate.gradient_norm for iterate in curve], label="gradient norm")
+    below.semilogy(steps, [state.gradient_norm for state in curve], label="gradient norm")
     if curve and not math.isnan(curve[-1].estimated_gap):
-        below.semilogy(steps, [iterate.estimated_gap for iterate in curve], label="estimated gap to the optimum")
+        below.semilogy(steps, [state.estimated_gap for state in curve], label="estimated gap to the optimum")
     below.set(xlabel="iteration")
     below.legend()
     stream = BytesIO()

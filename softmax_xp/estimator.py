@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial, wraps
@@ -53,9 +53,9 @@ from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
-from softmax_xp.solvers import Iterate, Solution, Status, lbfgs, newton_cg, stochastic
+from softmax_xp.solvers import Callback, State, Status, check_callbacks, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
-from softmax_xp.solvers.stochastic import Optimizer
+from softmax_xp.solvers.optimizers import Optimizer
 from softmax_xp.trust import hidden_gap
 from softmax_xp.validation import checked_features, checked_weights, encoded_targets, penalty_strength, row_weights
 
@@ -66,7 +66,6 @@ LAUNCHES = 102  # of one L-BFGS step on a GPU, counted
 # rounding by hand. Ten times less takes up to twice as many steps.
 ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
 START_TOL = 1e-3  # the tol to which cross-entropy is minimised before a loss that is not convex. A guess
-Observer = Callable[[Iterate], object]
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
@@ -152,6 +151,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         parameters: GeneralizedCrossEntropy(q=0.5), SymmetricCrossEntropy, Focal. These losses are not convex: the
         fit starts from the optimum of cross-entropy, and ends near a local minimum, of which `estimated_gap_` tells the
         distance. The best C is larger than that of cross-entropy.
+    callbacks : sequence of callables, default ()
+        Each is called with a solvers.State after each step (or epoch). If one returns a true result, the fit ends. The
+        arrays of a State stay in memory as long as it is kept; its `params` are in the solver's own coordinates. Model
+        files hold no callbacks.
 
     Attributes
     ----------
@@ -172,7 +175,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         the stochastic solvers.
     converged_ : bool
     status_ : solvers.Status
-        Why the fit ended, a str: "converged", "max_iter", "stopped" (by `observe`), "interrupted", "stalled" (no step
+        Why the fit ended, a str: "converged", "max_iter", "stopped" (by a callback), "interrupted", "stalled" (no step
         lowers the objective further in this precision), "diverged" or "separated" (without a penalty there is no
         minimum).
 
@@ -210,6 +213,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         precision: str = "float32",
         label_smoothing: float = 0.0,
         loss: str | Loss = "cross_entropy",
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         self.C = C
         self.tol = tol
@@ -227,9 +231,10 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.precision = precision
         self.label_smoothing = label_smoothing
         self.loss = loss
+        self.callbacks = callbacks
 
     @_unchanged_on_failure
-    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Observer | None = None) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, *, observe: Callback | None = None) -> Self:
         """Fit the model.
 
         Parameters
@@ -244,7 +249,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             Not negative, not all zero. Only C times the weights counts, so that each may have any size. Rows of weight
             0 do not count, and may hold NaN or infinity.
         observe : callable, optional
-            Called with a solvers.Iterate after each step (or epoch); a true result ends the fit there.
+            One more callback. Deprecated: pass SoftmaxClassifier(callbacks=[...]).
 
         Returns
         -------
@@ -264,10 +269,20 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ConvergenceWarning
             When the fit ends before `tol` is met, by `max_iter`, by the limits of the precision, or by Ctrl-C,
             after which the model is usable as it is.
+        FutureWarning
+            When `observe` is passed.
         """
         self._check_parameters()
-        if observe is not None and not callable(observe):
-            raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
+        callbacks = [*_printing(self.verbose), *self.callbacks]
+        if observe is not None:
+            if not callable(observe):
+                raise TypeError(f"`observe` must be callable, got {describe(observe)}; pass a function of an Iterate.")
+            warnings.warn(
+                "`observe` is deprecated; pass SoftmaxClassifier(callbacks=[...]), which calls the same functions.",
+                FutureWarning,
+                stacklevel=3,
+            )
+            callbacks.append(observe)
         select_backend(self.device, small=True)  # raises if it cannot be used
         X = checked_features(self, X, None, y, reset=True, finite=False)
         classes, targets = encoded_targets(y)
@@ -313,7 +328,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
             # Values that overflow are what the line search comes back from, not news.
             with threads, np.errstate(over="ignore", invalid="ignore"):
-                solution = self._solve(objective, start, _printed(self.verbose, observe))
+                solution = self._solve(objective, start, callbacks)
             coef, intercept = objective.split(solution.params)
             coef = to_numpy(coef)
             coef, intercept = where.features(coef, np.zeros(len(coef)) if intercept is None else to_numpy(intercept))
@@ -544,6 +559,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_bool(self.fit_intercept, "fit_intercept")
         check_bool(self.warm_start, "warm_start")
         check_random_state(self.random_state)
+        check_callbacks(self.callbacks)
         if self.workers is not None:
             check_integer(self.workers, "workers", low=1, remedy="choose a value such as 4, or None for all cores")
         if self.max_memory is not None:
@@ -590,7 +606,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         coef, intercept = where.inverse(coef, intercept)
         return backend.asarray(np.concatenate([coef.ravel(), intercept if self.fit_intercept else []]), dtype)
 
-    def _solve(self, objective: LinearObjective, start: Array, observe: Observer | None) -> Solution:
+    def _solve(self, objective: LinearObjective, start: Array, callbacks: Sequence[Callback]) -> State:
         rough = None if self.precision == "float32" else objective.in_precision(self.precision)
         if self.solver not in ("auto", "lbfgs", "newton-cg"):
             optimizer = self.solver
@@ -605,42 +621,45 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 max_epochs=self.max_iter,
                 rng=rng,
                 rough=rough,
-                observe=observe,
+                callbacks=callbacks,
             )
         tol, is_cold = float(self.tol), not bool(objective.backend.xp.any(start != 0.0))
         if objective.row_pass.loss.convex or not is_cold:
-            return self._minimum(objective, start, rough, observe, tol, self.max_iter)
+            return self._minimum(objective, start, rough, callbacks, tol, self.max_iter)
         # Where there are several minima, the one near the optimum of cross-entropy.
         rough_convex = None if rough is None else rough.of_loss(CROSS_ENTROPY)
         convex = objective.of_loss(CROSS_ENTROPY)
-        first = self._minimum(convex, start, rough_convex, observe, max(tol, START_TOL), self.max_iter)
+        first = self._minimum(convex, start, rough_convex, callbacks, max(tol, START_TOL), self.max_iter)
         if first.status in (Status.STOPPED, Status.INTERRUPTED):
             value, grad = objective.value_and_grad(first.params)
             norm = float(np.linalg.norm(to_numpy(grad)))
             return replace(first, objective=float(value), gradient_norm=norm, estimated_gap=math.inf)
 
-        def after_first(iterate: Iterate) -> object:
-            return observe is not None and observe(replace(iterate, n_iter=first.n_iter + iterate.n_iter))
+        def total(state: State) -> State:
+            n_iter, n_evaluations = first.n_iter + state.n_iter, first.n_evaluations + state.n_evaluations
+            return replace(state, n_iter=n_iter, n_evaluations=n_evaluations)
 
-        last = self._minimum(objective, first.params, rough, after_first, tol, self.max_iter - first.n_iter)
-        n_evaluations = first.n_evaluations + last.n_evaluations
-        return replace(last, n_iter=first.n_iter + last.n_iter, n_evaluations=n_evaluations)
+        def counted(state: State) -> bool:
+            answers = [callback(total(state)) for callback in callbacks]  # each is asked
+            return any(answers)
+
+        return total(self._minimum(objective, first.params, rough, [counted], tol, self.max_iter - first.n_iter))
 
     def _minimum(
         self,
         objective: LinearObjective,
         start: Array,
         rough: LinearObjective | None,
-        observe: Observer | None,
+        callbacks: Sequence[Callback],
         tol: float,
         max_iter: int,
-    ) -> Solution:
+    ) -> State:
         """Return the minimum of an objective, or where it is found to have none."""
         smoothed = objective.row_pass.smoothing > 0.0 or objective.targets.ndim == 2
         if objective.penalty.strength > 0.0 or smoothed:
-            return self._descend(objective, start, rough, observe, tol, max_iter)
+            return self._descend(objective, start, rough, callbacks, tol, max_iter)
         return _unless_separated(
-            objective, observe, lambda watch: self._descend(objective, start, rough, watch, tol, max_iter)
+            objective, lambda watch: self._descend(objective, start, rough, [*callbacks, watch], tol, max_iter)
         )
 
     def _descend(
@@ -648,16 +667,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         objective: LinearObjective,
         start: Array,
         rough: LinearObjective | None,
-        observe: Observer | None,
+        callbacks: Sequence[Callback],
         tol: float,
         max_iter: int,
-    ) -> Solution:
+    ) -> State:
         common: dict[str, Any] = {
             "tol": tol,
             "max_iter": max_iter,
             "noise": objective.rounding_error,
             "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
-            "observe": observe,
+            "callbacks": callbacks,
             "hessian_product": objective.hessian_product,
             "hidden_gap": partial(hidden_gap, objective),
             "convex": objective.row_pass.loss.convex,
@@ -679,7 +698,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self._class_blocks = curvature.blocks
         return solution
 
-    def _remedy(self, solution: Solution, dtype: str) -> str:
+    def _remedy(self, solution: State, dtype: str) -> str:
         """Return what helps a fit that has not converged, as a sentence after a space; nothing where it was ended."""
         if solution.status is Status.SEPARATED:
             return " Choose a finite C."
@@ -780,13 +799,12 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return out
 
 
-def _unless_separated(
-    objective: LinearObjective, observe: Observer | None, solve: Callable[[Observer], Solution]
-) -> Solution:
-    """Return what `solve` makes of an observer, or, without a penalty, where it finds that there is no minimum.
+def _unless_separated(objective: LinearObjective, solve: Callable[[Callback], State]) -> State:
+    """Return the result of a solve without a penalty, with the status SEPARATED if the objective has no minimum.
 
-    That is so once no row has as great a loss as at the probability 1/2. Each row then has its own class for the most
-    probable one, and the loss falls towards 0 as the coefficients grow, without an end.
+    There is none once the loss of every row is less than at the probability 1/2: each row then has its own class for
+    the most probable one, and the loss falls towards 0 as the coefficients grow. `solve` takes a callback that ends the
+    solve then.
     """
     xp, weight = objective.backend.xp, objective.sample_weight
     least = 1.0 if weight is None else float(xp.min(weight))
@@ -795,14 +813,14 @@ def _unless_separated(
     def separated(value: float) -> bool:
         return value * objective.total_weight < half * least
 
-    solution = solve(lambda seen: (observe is not None and observe(seen)) or separated(seen.objective))
+    solution = solve(lambda state: separated(state.objective))
     if solution.converged or not separated(solution.objective):
         return solution
     message = "every row is classified right, so that without a penalty there is no minimum"
     return replace(solution, estimated_gap=solution.objective, status=Status.SEPARATED, message=message)
 
 
-def _distance(solution: Solution, convex: bool) -> str:
+def _distance(solution: State, convex: bool) -> str:
     """Return in words how far from the optimum a solve has ended: where it is not convex, from a local one."""
     minimum = "its minimum" if convex else "a local minimum"
     norm = f"the gradient's norm {solution.gradient_norm:.1e}"
@@ -829,19 +847,16 @@ def _two_columns(xp: Namespace, logits: Array) -> Array:
     return logits if logits.shape[1] > 1 else xp.concat([xp.zeros_like(logits), logits], axis=1)
 
 
-def _printed(verbose: int, observe: Observer | None) -> Observer | None:
-    """Return an observer that prints the progress as `verbose` says and then asks `observe`."""
-    if not verbose:
-        return observe
+def _printing(verbose: int) -> list[Callback]:
+    """Return the callbacks that print the progress: none, or one for every 10 steps or for each."""
     every = 10 if int(verbose) == 1 else 1
 
-    def printing(iterate: Iterate) -> object:
-        if iterate.n_iter % every == 0:
+    def printed(state: State) -> None:
+        if state.n_iter % every == 0:
             print(
-                f"iteration {iterate.n_iter}: objective {iterate.objective:.6f}, "
-                f"gradient norm {iterate.gradient_norm:.2e}, estimated gap {iterate.estimated_gap:.1e}",
+                f"iteration {state.n_iter}: objective {state.objective:.6f}, "
+                f"gradient norm {state.gradient_norm:.2e}, estimated gap {state.estimated_gap:.1e}",
                 flush=True,
             )
-        return observe is not None and observe(iterate)
 
-    return printing
+    return [printed] if verbose else []

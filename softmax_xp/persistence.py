@@ -85,8 +85,8 @@ def save(model: Model, path: str | os.PathLike[str]) -> None:
     -----
     Three parameters of the constructor are kept only in their plain forms. A `solver` that is an optimizer is
     described in the file, under "solver_repr", but comes back as "auto"; a `loss` of one's own, under "loss_repr",
-    comes back as "cross_entropy"; a `random_state` that is a generator comes back as None. They matter to the next fit
-    alone.
+    comes back as "cross_entropy"; a `random_state` that is a generator comes back as None. `callbacks` are left out.
+    All four matter to the next fit alone.
     """
     if type(model) is SoftmaxClassifier:
         tensors, record = _classifier_parts(model)
@@ -169,7 +169,7 @@ def load(path: str | os.PathLike[str], device: str = "auto") -> Any:
 def _classifier_parts(model: SoftmaxClassifier) -> tuple[Tensors, dict[str, Any]]:
     coef, intercept = (to_numpy(x) for x in model._coefficients())
     model._check_parameters()  # or `load` would refuse them
-    parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items()}
+    parameters = {name: _plain(value) for name, value in model.get_params(deep=False).items() if name != "callbacks"}
     record: dict[str, Any] = {"parameters": parameters}
     if isinstance(model.class_weight, dict):  # JSON has no keys but text
         parameters["class_weight"] = [[_plain(label), _plain(w)] for label, w in model.class_weight.items()]
@@ -390,7 +390,7 @@ def _classifier(record: _Record, tensors: _Tensors, backend: Backend) -> Softmax
 
 
 def _parameters(record: _Record) -> dict[str, Any]:
-    unknown = sorted(set(record.fields) - set(SoftmaxClassifier().get_params()))
+    unknown = sorted(set(record.fields) - set(SoftmaxClassifier().get_params()) | set(record.fields) & {"callbacks"})
     if unknown:  # a missing one, that an older version did not have yet, takes its default
         raise record.refusal(f"must be what softmax_xp {__version__} knows", unknown)
     record.text("solver")

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -44,8 +43,9 @@ from softmax_xp.data import minibatches
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.models import MLP, Linear, Params
-from softmax_xp.solvers import Solution, Status
-from softmax_xp.solvers.stochastic import SGD, Optimizer, Run, run
+from softmax_xp.solvers import Solution, State, Status, check_callbacks, solve
+from softmax_xp.solvers.optimizers import SGD, Optimizer
+from softmax_xp.solvers.stochastic import MiniBatches
 
 INSTALL_PLOT = "pip install 'matplotlib>=3.9'"  # the extra plot
 LAUNCHES = 17  # of one step on a GPU: see kernels.graphs
@@ -116,26 +116,33 @@ class History:
         return figure
 
 
-@dataclass(frozen=True)
-class Progress:
-    """The argument of a callback.
+@dataclass(frozen=True, eq=False)
+class Progress(State):
+    """The argument of a callback: a State of which `objective` is that of the last mini-batch, before its step.
 
     Attributes
     ----------
     step : int
-        Steps taken so far.
+        Steps taken so far; the same as `n_iter`.
     loss : float
-        Objective of the last mini-batch.
+        The same as `objective`.
     params : dict of arrays
         The parameters after the step, on the device of the fit; not to be modified.
     history : History
         The record so far.
     """
 
-    step: int
-    loss: float
-    params: Params
-    history: History
+    history: History = field(kw_only=True, repr=False)
+
+    @property
+    def step(self) -> int:
+        """Steps taken so far."""
+        return self.n_iter
+
+    @property
+    def loss(self) -> float:
+        """Objective of the last mini-batch."""
+        return self.objective
 
 
 class Trainer:
@@ -218,10 +225,7 @@ class Trainer:
             self.validate_every = check_integer(validate_every, "validate_every", low=1, remedy=remedy)
         remedy = "choose a value such as 5, or None"
         self.patience = None if patience is None else check_integer(patience, "patience", low=1, remedy=remedy)
-        if not isinstance(callbacks, Sequence) or isinstance(callbacks, str) or not all(map(callable, callbacks)):
-            raise TypeError(
-                f"`callbacks` must be a sequence of callables, got {describe(callbacks)}; put them in a list."
-            )
+        check_callbacks(callbacks)
         self.callbacks = tuple(callbacks)
         self.loss = checked_loss(loss)
         select_backend(device)  # raises if the device cannot be used, before the user loads data
@@ -288,16 +292,12 @@ class Trainer:
                     )
                 held_out = self._placed(backend, *validation_data, None, ("X_val", "y_val"))
             rng = np.random.default_rng(self.random_state)
-            batches = islice(minibatches(backend, rows.n, self.batch_size, rng), self.max_steps)
             start = self.model.params_on(backend, rows.X.dtype)
-            loop = _Loop(self, rows, held_out, start)
-            # A user's own model may do something else at each step, so that its steps are not recorded.
-            repeated = backend.repeated if type(self.model) in (Linear, MLP) else None
-            ended = run(loop.value_and_grad, start, batches, self.optimizer, loop.observe, repeated)
-            solution = loop.finish(ended)
+            training = _Training(self, rows, held_out, minibatches(backend, rows.n, self.batch_size, rng), start)
+            solution = solve(training, start, [training.record])
             home = backend_of(X)
             self.model.params = {name: home.asarray(x) for name, x in solution.params.items()}
-        loop.history.solution = replace(solution, params=self.model.params)
+        training.history.solution = replace(solution, params=self.model.params, memory={})
         if solution.status is Status.DIVERGED:
             warnings.warn(
                 f"{solution.message}; the last finite weights are kept. "
@@ -305,7 +305,7 @@ class Trainer:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return loop.history
+        return training.history
 
     def _placed(
         self, backend: Backend, X: Array, y: Array, sample_weight: Array | None, names: tuple[str, str]
@@ -370,31 +370,71 @@ class _Rows:
         return _Rows(self.backend, take(self.X, index, axis=0), take(self.targets, index, axis=0), weight)
 
 
-class _Loop:
-    """The state of one call of `Trainer.fit`."""
+@dataclass(frozen=True)
+class _Objective:
+    """The objective of a model on rows, with a penalty."""
 
-    def __init__(self, trainer: Trainer, rows: _Rows, held_out: _Rows | None, start: Params) -> None:
+    model: MLP
+    rows: _Rows
+    reg: float
+    label_smoothing: float
+    loss: Loss
+
+    def of_batch(self, params: Params, index: Array) -> tuple[Array, Params]:
+        """Return the objective of one mini-batch and its gradient."""
+        return self._of_part(params, self.rows.at(index), index.shape[0], self.reg)
+
+    def over_all_rows(self, params: Params) -> tuple[float, float]:
+        """Return the objective over all rows and the norm of its gradient."""
+        total = 0.0
+        total_grads: Params = {}
+        for rows, part in self.rows.blocks(max(self.model.sizes)):
+            reg = self.reg if rows.start == 0 else 0.0  # the penalty counts once
+            value, grads = self._of_part(params, part, self.rows.n, reg)
+            total += float(value)
+            total_grads = {name: total_grads[name] + g if total_grads else g for name, g in grads.items()}
+        backend = self.rows.backend
+        xp, wide = backend.xp, accumulation_dtype(backend.xp, backend.device)
+        squares = (float(xp.sum(xp.astype(g, wide, copy=False) ** 2)) for g in total_grads.values())
+        return total, math.sqrt(sum(squares))
+
+    def _of_part(self, params: Params, part: _Rows, n: int, reg: float) -> tuple[Array, Params]:
+        """Return sum over `part` of the losses / n, plus the penalty, and the gradient."""
+        xp = part.backend.xp
+        if part.weight is None:
+            weight = xp.full(part.n, 1.0 / n, dtype=part.X.dtype, device=part.backend.device)
+        else:
+            weight = part.weight / n
+        return self.model.value_and_grad(params, part.X, part.targets, reg, weight, self.label_smoothing, self.loss)
+
+
+class _Training(MiniBatches):
+    """The Solver of one call of `Trainer.fit`, and the record of its steps."""
+
+    def __init__(
+        self, trainer: Trainer, rows: _Rows, held_out: _Rows | None, batches: Iterator[Array], start: Params
+    ) -> None:
+        self.objective = _Objective(trainer.model, rows, trainer.reg, trainer.label_smoothing, trainer.loss)
+        # A user's own model may do something else at each step, so that its steps are not recorded.
+        repeated = rows.backend.repeated if type(trainer.model) in (Linear, MLP) else None
+        super().__init__(self.objective.of_batch, batches, trainer.optimizer, trainer.max_steps, repeated)
         self.trainer = trainer
         self.model = trainer.model
         self.rows = rows
         self.held_out = held_out
         self.history = History()
-        self.status, self.message = Status.MAX_ITER, f"max_steps={trainer.max_steps} steps taken"
         self.pending: list[Array] = []  # losses still on the device
         self.current = start  # the parameters that the next step starts from
         self.before = start  # the parameters that the last pending loss was measured at
         self.finite = start  # the last parameters whose loss is known to be finite
         self.best: Params = {}
+        self.patience_is_over = False
 
-    def value_and_grad(self, params: Params, index: Array) -> tuple[Array, Params]:
-        """Return the objective of one mini-batch and its gradient."""
-        return self._batch_value_and_grad(params, self.rows.at(index), index.shape[0], self.trainer.reg)
-
-    def observe(self, step: int, value: Array, params: Params) -> bool:
+    def record(self, state: State) -> bool:
         """Record a step; return whether to stop."""
-        trainer = self.trainer
-        self.pending.append(value)
-        self.before, self.current = self.current, params
+        trainer, step = self.trainer, state.n_iter
+        self.pending.append(state.objective)
+        self.before, self.current = self.current, state.params
         log = step % (trainer.log_every or 100) == 0
         look = self.held_out is not None and (step % trainer.validate_every == 0 or step == trainer.max_steps)
         if not (log or look or len(self.pending) >= FLUSH_EVERY):
@@ -403,66 +443,37 @@ class _Loop:
             return True
         if log and trainer.log_every is not None:
             print(f"iteration {step}: loss {self.history.loss[-1]:.6f}", flush=True)
-        if look and self._validate(step, params):
+        if look and self._validate(step, state.params):
             return True
-        if log:
-            progress = Progress(step, self.history.loss[-1], params, self.history)
-            answers = [callback(progress) for callback in trainer.callbacks]
-            if any(answers):
-                self.status, self.message = Status.STOPPED, f"ended by a callback after {step} steps"
-                return True
-        return False
+        if not log:
+            return False
+        progress = Progress(**{**vars(state), "objective": self.history.loss[-1]}, history=self.history)
+        answers = [callback(progress) for callback in trainer.callbacks]
+        return any(answers)
 
-    def finish(self, ended: Run) -> Solution:
+    def ended(self, state: State, status: Status) -> State:
         """Choose the parameters to keep, and measure objective and gradient over all rows."""
-        if ended.interrupted:
-            self.status, self.message = Status.INTERRUPTED, f"interrupted after {ended.n_steps} steps"
-        params = ended.params
+        n_steps = state.n_iter
+        message = {
+            Status.MAX_ITER: f"max_steps={self.max_iter} steps taken",
+            Status.STOPPED: f"ended by a callback after {n_steps} steps",
+            Status.INTERRUPTED: f"interrupted after {n_steps} steps",
+        }[status]
+        if self.patience_is_over and status is Status.STOPPED:
+            status = Status.CONVERGED
+            message = f"the validation loss was lowest after {self.history.best_step} steps"
+        params = state.params
         self._flush()
         if self.trainer.patience is not None and self.best:
             params = self.best
-        value, norm = self._over_all(params)
+        value, norm = self.objective.over_all_rows(params)
         first = next((i for i, loss in enumerate(self.history.loss, 1) if not math.isfinite(loss)), None)
         if first is not None or not math.isfinite(value):
-            self.status = Status.DIVERGED
-            self.message = f"the loss stopped being finite at step {first or ended.n_steps + 1}"
+            status, message = Status.DIVERGED, f"the loss stopped being finite at step {first or n_steps + 1}"
             if not math.isfinite(value):
                 params = self.finite
-                value, norm = self._over_all(params)
-        return Solution(
-            params=params,
-            objective=value,
-            gradient_norm=norm,
-            estimated_gap=math.nan,
-            n_iter=ended.n_steps,
-            n_evaluations=ended.n_steps,
-            status=self.status,
-            message=self.message,
-        )
-
-    def _batch_value_and_grad(self, params: Params, part: _Rows, n: int, reg: float) -> tuple[Array, Params]:
-        """Return sum over `part` of the losses / n, plus the penalty, and the gradient."""
-        xp = part.backend.xp
-        if part.weight is None:
-            weight = xp.full(part.n, 1.0 / n, dtype=part.X.dtype, device=part.backend.device)
-        else:
-            weight = part.weight / n
-        smoothing, loss = self.trainer.label_smoothing, self.trainer.loss
-        return self.model.value_and_grad(params, part.X, part.targets, reg, weight, smoothing, loss)
-
-    def _over_all(self, params: Params) -> tuple[float, float]:
-        """Return the objective over all rows and the norm of its gradient."""
-        total = 0.0
-        total_grads: Params = {}
-        for rows, part in self.rows.blocks(max(self.model.sizes)):
-            reg = self.trainer.reg if rows.start == 0 else 0.0  # the penalty counts once
-            value, grads = self._batch_value_and_grad(params, part, self.rows.n, reg)
-            total += float(value)
-            total_grads = {name: total_grads[name] + g if total_grads else g for name, g in grads.items()}
-        backend = self.rows.backend
-        xp, wide = backend.xp, accumulation_dtype(backend.xp, backend.device)
-        squares = (float(xp.sum(xp.astype(g, wide, copy=False) ** 2)) for g in total_grads.values())
-        return total, math.sqrt(sum(squares))
+                value, norm = self.objective.over_all_rows(params)
+        return replace(state, params=params, objective=value, gradient_norm=norm, status=status, message=message)
 
     def _flush(self) -> bool:
         """Fetch the losses from the device in one transfer; return whether all are finite."""
@@ -495,8 +506,5 @@ class _Loop:
             history.best_step, self.best = step, params
         patience = self.trainer.patience
         looks_since = len(history.validation_steps) - 1 - history.validation_steps.index(history.best_step)
-        if patience is not None and looks_since >= patience:
-            self.status = Status.CONVERGED
-            self.message = f"the validation loss was lowest after {history.best_step} steps"
-            return True
-        return False
+        self.patience_is_over = patience is not None and looks_since >= patience
+        return self.patience_is_over

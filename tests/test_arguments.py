@@ -501,6 +501,7 @@ CALLS = {
             "workers": 1,
             "max_memory": None,
             "precision": "float32",
+            "callbacks": (),
         },
     ),
     "observe": (observed, {"observe": None}),

@@ -32,7 +32,7 @@ from sklearn.preprocessing import StandardScaler
 import softmax_xp as sx
 from softmax_xp import cli
 from softmax_xp.objective import LinearObjective
-from softmax_xp.solvers import Iterate
+from softmax_xp.solvers import State
 
 ENVIRONMENT = {
     **os.environ,
@@ -429,7 +429,9 @@ def test_plot_draws_a_picture(run, tmp_path):
 
 def test_plot_shows_each_iteration(tmp_path):
     figure = cli._figure(tmp_path / "curves.png")
-    cli._drawing(figure, [Iterate(1, 2.0, 0.5, 0.3), Iterate(2, 1.0, 0.05, 0.02)], tmp_path / "curves.png")
+    cli._drawing(
+        figure, [State(None, 2.0, 0.5, 0.3, 1, 1), State(None, 1.0, 0.05, 0.02, 2, 2)], tmp_path / "curves.png"
+    )
     above, below = figure.axes
     np.testing.assert_array_equal(above.lines[0].get_xydata(), [[1, 2.0], [2, 1.0]])
     np.testing.assert_array_equal(below.lines[0].get_xydata(), [[1, 0.5], [2, 0.05]])
@@ -935,13 +937,15 @@ WAIT_FOR_CTRL_C = """
 import time
 import softmax_xp as sx
 fit = sx.SoftmaxClassifier.fit
-def wait(self, X, y, observe):
-    def observe_and_wait(iterate):
-        observe(iterate)
-        while iterate.n_iter == 2:
+def wait(self, X, y):
+    record, = self.callbacks
+    def record_and_wait(state):
+        record(state)
+        while state.n_iter == 2:
             time.sleep(0.05)
-            observe(iterate)
-    return fit(self, X, y, observe=observe_and_wait)
+            record(state)
+    self.callbacks = [record_and_wait]
+    return fit(self, X, y)
 sx.SoftmaxClassifier.fit = wait
 """
 
@@ -1106,10 +1110,10 @@ def test_colour_can_be_forbidden(tmp_path, variables, color):
     width=st.integers(1, 130),
 )
 def test_the_progress_line_is_as_long_as_the_terminal_allows(n_iter, objective, norm, seconds, width):
-    iterate = Iterate(n_iter, objective, norm, np.nan)
-    full = cli._progress_line(iterate, seconds, 10**6)
+    state = State(None, objective, norm, np.nan, n_iter, n_iter)
+    full = cli._progress_line(state, seconds, 10**6)
     assert re.fullmatch(r"iteration \d+  objective \S+  gradient norm \S+  \d+:\d\d", full)
-    shown = cli._progress_line(iterate, seconds, width)
+    shown = cli._progress_line(state, seconds, width)
     parts = re.split(r"  (?=objective|gradient|\d+:)", full)
     starts = ["  ".join(parts[:n]) for n in range(1, 5)]
     assert shown == max([text for text in starts if len(text) <= width], key=len, default=starts[0])

@@ -24,7 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from tolerances import TOLERANCE
 
 import softmax_xp as sx
-from softmax_xp.solvers import stochastic
+from softmax_xp.solvers import Status, stochastic
 
 DATA = {"iris": load_iris, "digits": load_digits, "wine": load_wine}
 
@@ -302,30 +302,56 @@ def test_max_iter_ends_with_a_warning_that_says_how_far(standardised):
     assert ours.n_iter_ == [3]
 
 
-def test_observer_sees_each_step_and_may_end_the_fit(standardised):
-    X, y = standardised["digits"]
-    seen = []
-
-    def observe(iterate):
-        seen.append(iterate)
+def stop_at_4(seen):
+    def callback(state):
+        seen.append(state)
         return len(seen) == 4
 
+    return callback
+
+
+def test_callbacks_see_each_step_and_may_end_the_fit(standardised):
+    X, y = standardised["digits"]
+    seen, others = [], []
+    model = sx.SoftmaxClassifier(device="cpu", callbacks=[stop_at_4(seen), others.append])
     with pytest.warns(ConvergenceWarning, match="ended by the observer"):
-        sx.SoftmaxClassifier(device="cpu").fit(X, y, observe=observe)
-    assert [iterate.n_iter for iterate in seen] == [1, 2, 3, 4]
+        model.fit(X, y)
+    assert [state.n_iter for state in seen] == [1, 2, 3, 4]
+    assert others == seen  # the others are still told
+    assert model.status_ is Status.STOPPED
     assert all(a.objective > b.objective for a, b in itertools.pairwise(seen))
+
+
+def test_observe_is_one_more_callback_and_warns(standardised):
+    X, y = standardised["digits"]
+    seen, others = [], []
+    model = sx.SoftmaxClassifier(device="cpu", callbacks=(others.append,))
+    with (
+        pytest.warns(
+            FutureWarning, match=r"`observe` is deprecated; pass SoftmaxClassifier\(callbacks=\[\.\.\.\]\)"
+        ) as old,
+        pytest.warns(ConvergenceWarning, match="ended by the observer"),
+    ):
+        model.fit(X, y, observe=stop_at_4(seen))
+    assert old[0].filename == __file__
+    assert others == seen
+    assert len(model.callbacks) == 1
+    expected = sx.SoftmaxClassifier(device="cpu", callbacks=[stop_at_4([])])
+    with pytest.warns(ConvergenceWarning, match="ended by the observer"):
+        expected.fit(X, y)
+    np.testing.assert_array_equal(model.coef_, expected.coef_)
 
 
 def test_ctrl_c_leaves_a_usable_model(standardised):
     X, y = standardised["digits"]
 
-    def observe(iterate):
-        if iterate.n_iter == 5:
+    def interrupt(state):
+        if state.n_iter == 5:
             raise KeyboardInterrupt
 
     for solver in ("lbfgs", "sgd"):
         with pytest.warns(ConvergenceWarning, match="interrupted"):
-            ours = sx.SoftmaxClassifier(solver=solver, device="cpu").fit(X, y, observe=observe)
+            ours = sx.SoftmaxClassifier(solver=solver, device="cpu", callbacks=[interrupt]).fit(X, y)
         assert ours.score(X, y) > 0.8
 
 
@@ -571,27 +597,28 @@ def test_the_second_gpu_fits_what_lies_on_the_host_or_the_first():
 
 
 @pytest.mark.parametrize(
-    ("status", "options", "observe"),
+    ("status", "options", "callback"),
     [
         ("converged", {}, None),
         ("converged", {"solver": "newton-cg"}, None),
         ("max_iter", {"max_iter": 2}, None),
         ("max_iter", {"max_iter": 2, "solver": "adam"}, None),
-        ("stopped", {}, lambda iterate: iterate.n_iter == 2),
-        ("stopped", {"solver": "sgd"}, lambda iterate: True),
+        ("stopped", {}, lambda state: state.n_iter == 2),
+        ("stopped", {"solver": "sgd"}, lambda state: True),
         ("stalled", {"solver": "lbfgs", "tol": 1e-30, "max_iter": 10_000}, None),
         ("separated", {"C": np.inf}, None),
         ("diverged", {"solver": sx.SGD(1e30)}, None),
     ],
 )
-def test_why_a_fit_ended_is_told(status, options, observe):
+def test_why_a_fit_ended_is_told(status, options, callback):
     X, y = load_iris(return_X_y=True)
     if status == "separated":
         X, y = X[:100], y[:100]
-    model = sx.SoftmaxClassifier(device="cpu", random_state=0, **options)
+    callbacks = () if callback is None else [callback]
+    model = sx.SoftmaxClassifier(device="cpu", random_state=0, callbacks=callbacks, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(X, y, observe=observe)
+        model.fit(X, y)
     assert model.status_ == status
     assert model.converged_ is (status == "converged")
 

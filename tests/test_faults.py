@@ -124,11 +124,14 @@ def bad_weights(model):
     model.fit(X[:, :2], Y, sample_weight=-np.ones(len(X)))
 
 
-def other_features_and_an_observer_that_fails(model):
-    def observe(iterate):
-        raise RuntimeError("from the observer")
+def other_features_and_a_callback_that_fails(model):
+    def callback(state):
+        raise RuntimeError("from the callback")
 
-    model.fit(X[:, :2], Y, observe=observe)
+    try:
+        model.set_params(callbacks=[callback]).fit(X[:, :2], Y)
+    finally:
+        model.set_params(callbacks=())
 
 
 def a_warning_that_is_an_error(model):
@@ -152,7 +155,7 @@ def ctrl_c_at_once(model):
 FAILURES = {
     bad_labels: ValueError,
     bad_weights: ValueError,
-    other_features_and_an_observer_that_fails: RuntimeError,
+    other_features_and_a_callback_that_fails: RuntimeError,
     a_warning_that_is_an_error: ConvergenceWarning,
     ctrl_c_at_once: KeyboardInterrupt,
 }

@@ -366,9 +366,10 @@ def test_a_warm_start_goes_on_from_the_last_fit():
 def test_a_fit_that_is_ended_early_reports_its_own_loss():
     X, y = mislabelled()
     for steps in (2, 12):
-        model = sx.SoftmaxClassifier(loss="gce", device="cpu")
+        stop = [lambda state, steps=steps: state.n_iter >= steps]
+        model = sx.SoftmaxClassifier(loss="gce", callbacks=stop, device="cpu")
         with pytest.warns(ConvergenceWarning):
-            model.fit(X, y, observe=lambda seen, steps=steps: seen.n_iter >= steps)
+            model.fit(X, y)
         assert model.status_ == "stopped"
         assert model.objective_ == pytest.approx(objective_of(model, X, y, ("gce", 0.7), 1.0)[0], rel=1e-9)
         assert model.n_iter_[0] == steps

@@ -117,7 +117,8 @@ def test_a_step_is_as_many_launches_as_the_choice_of_a_device_counts(cupy, rng):
     """The choice is of orders of magnitude: a step may be a third or three times as many."""
     X, y = rng.normal(size=(3000, 20)).astype("float32"), rng.integers(0, 4, size=3000)
     seen = []
-    sx.SoftmaxClassifier().fit(cupy.asarray(X), y, observe=lambda iterate: seen.append(cupy.usage.launches))
+    note = [lambda state: seen.append(cupy.usage.launches)]
+    sx.SoftmaxClassifier(callbacks=note).fit(cupy.asarray(X), y)
     assert estimator.LAUNCHES / 3 < np.median(np.diff(seen)) < 3 * estimator.LAUNCHES
 
 
@@ -126,8 +127,9 @@ def test_cupy_brings_only_scalars_of_the_line_search_to_the_host(cupy, rng, solv
     X, coef = rng.normal(size=(3000, 20)), rng.normal(size=(20, 4))
     y = (X @ coef + rng.gumbel(size=(3000, 4))).argmax(axis=1)
     seen = []
-    model = sx.SoftmaxClassifier(solver=solver, C=1e4)
-    model.fit(cupy.asarray(X.astype("float32")), y, observe=lambda iterate: seen.append(tuple(cupy.usage.to_host)))
+    note = [lambda state: seen.append(tuple(cupy.usage.to_host))]
+    model = sx.SoftmaxClassifier(solver=solver, C=1e4, callbacks=note)
+    model.fit(cupy.asarray(X.astype("float32")), y)
     assert model.device_ == "cuda:0"
     assert len(seen) > 5
     for before, after in list(itertools.pairwise(seen))[:4]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import pickle
 
 import array_api_compat.numpy
 import numpy as np
@@ -16,7 +17,7 @@ from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import L2
 from softmax_xp.preconditioners import Curvature
-from softmax_xp.solvers import lbfgs, line_search, newton_cg, stochastic
+from softmax_xp.solvers import Iterate, State, Status, lbfgs, line_search, newton_cg, solve, stochastic
 from softmax_xp.solvers.descent import Evaluation
 
 
@@ -115,7 +116,7 @@ def test_descent_finds_the_minimum_of_a_quadratic(xp, rng, method):
         counting, seen = Counted(xp, f.value_and_grad), []
         start = xp.asarray(np.full(8, 3.0), dtype)
         tol, noise = {"float64": (1e-12, 1e-14), "float32": (1e-5, 1e-6)}[dtype]
-        solution = method(f, counting, start, tol=tol, noise=lambda x, noise=noise: noise, observe=seen.append)
+        solution = method(f, counting, start, tol=tol, noise=lambda x, noise=noise: noise, callbacks=[seen.append])
         assert solution.converged
         assert f"at most tol={tol:g} of the objective" in solution.message
         xp.assert_here(solution.params, dtype, (8,))
@@ -128,7 +129,7 @@ def test_descent_finds_the_minimum_of_a_quadratic(xp, rng, method):
         last = seen[-1]
         assert (solution.objective, solution.gradient_norm) == (last.objective, last.gradient_norm)
         assert solution.estimated_gap == last.estimated_gap
-        assert [iterate.n_iter for iterate in seen] == list(range(1, len(seen) + 1))
+        assert [state.n_iter for state in seen] == list(range(1, len(seen) + 1))
         for number in (solution.objective, solution.gradient_norm, solution.estimated_gap):
             assert type(number) is float
         _, value, grad = next(p for p in counting.points if np.array_equal(p[0], xp.to_numpy(solution.params)))
@@ -173,11 +174,11 @@ def test_descent_ends_within_tol_of_the_minimum_and_not_far_below(rng, method, t
 
 
 def test_descent_gap_falls_with_the_steps_and_is_nearly_true(rng):
-    """What the observer is shown of Newton's method: each time the decrement at the iterate itself."""
+    """What callbacks are shown of Newton's method: each time the decrement at the iterate itself."""
     f = softmax_problem(NumPyLibrary, rng, "float64", n=200, d=20, c=5, strength=1e-3)
     best = newton_cg.minimize(f.value_and_grad, np.zeros(f.n_params), f.hessian_product, tol=1e-14).objective
     seen = []
-    newton_cg.minimize(f.value_and_grad, np.zeros(f.n_params), f.hessian_product, tol=1e-10, observe=seen.append)
+    newton_cg.minimize(f.value_and_grad, np.zeros(f.n_params), f.hessian_product, tol=1e-10, callbacks=[seen.append])
     assert len(seen) >= 4
     for iterate in seen[:-1]:
         assert 0.1 <= iterate.estimated_gap / (iterate.objective - best) <= 10
@@ -332,16 +333,16 @@ def test_lbfgs_goes_on_from_what_is_due(rng):
         tol=1e-9,
         max_iter=9,
         due=due,
-        observe=lambda iterate: seen.append((iterate, counting.points[-1][0])),
+        callbacks=[lambda state: seen.append((state, counting.points[-1][0]))],
     )
     assert len(asked) == len(seen) == solution.n_iter == 9
     assert len(made) == 1
     np.testing.assert_array_equal(made[0], seen[4][1])
     step, expected = seen[5][1] - made[0], -f.value_and_grad(made[0])[1] / np.diag(f.A)
     np.testing.assert_allclose(step / np.linalg.norm(step), expected / np.linalg.norm(expected), atol=1e-9)
-    for (value, gap, target), (iterate, _) in zip(asked, seen, strict=True):
-        assert value == iterate.objective
-        assert 0 < target <= 1e-9 * abs(iterate.objective)
+    for (value, gap, target), (state, _) in zip(asked, seen, strict=True):
+        assert value == state.objective
+        assert 0 < target <= 1e-9 * abs(state.objective)
         assert gap > 0
 
 
@@ -382,11 +383,11 @@ def test_lbfgs_steps_satisfy_the_strong_wolfe_conditions(rng, name):
     }[name]
     f, accepted = counted(function), []
 
-    def observe(iterate):
+    def note(state):
         accepted.append(f.points[-1])
-        assert f.points[-1][1] == iterate.objective  # the last point tried is the one taken
+        assert f.points[-1][1] == state.objective  # the last point tried is the one taken
 
-    solution = lbfgs.minimize(f, start, tol=1e-9, observe=observe)
+    solution = lbfgs.minimize(f, start, tol=1e-9, callbacks=[note])
     assert solution.converged
     assert len(accepted) == solution.n_iter >= 5
     for (x, value, grad), (x_new, value_new, grad_new) in itertools.pairwise([f.points[0], *accepted]):
@@ -713,10 +714,10 @@ def test_descent_comes_back_from_values_that_are_not_finite(method, outside, sta
         assert not all(math.isfinite(value) for _, value, _ in f.points)
 
 
-def test_descent_ends_when_the_observer_says_so(xp, rng, method):
+def test_descent_ends_when_a_callback_says_so(xp, rng, method):
     f = Quadratic(xp, rng, xp.float_dtypes[-1])
     start = xp.asarray(np.full(8, 3.0))
-    solution = method(f, f.value_and_grad, start, tol=1e-30, observe=lambda iterate: iterate.n_iter == 2)
+    solution = method(f, f.value_and_grad, start, tol=1e-30, callbacks=[lambda state: state.n_iter == 2])
     assert (solution.converged, solution.n_iter, solution.message) == (False, 2, "ended by the observer")
     again = method(f, f.value_and_grad, start, tol=1e-30, max_iter=2)
     np.testing.assert_array_equal(xp.to_numpy(solution.params), xp.to_numpy(again.params))
@@ -732,7 +733,7 @@ def test_lbfgs_interrupted_returns_the_best_point_so_far(call):
         return f(x)
 
     start = np.array([-1.2, 1.0, -1.2])
-    solution = lbfgs.minimize(interrupting, start, observe=lambda iterate: accepted.append(f.points[-1]))
+    solution = lbfgs.minimize(interrupting, start, callbacks=[lambda state: accepted.append(f.points[-1])])
     assert (solution.converged, solution.message) == (False, "interrupted")
     x, value, grad = accepted[-1] if accepted else f.points[0]
     np.testing.assert_array_equal(solution.params, x)
@@ -752,7 +753,7 @@ def test_newton_cg_interrupted_in_a_product_returns_the_best_point_so_far(rng, c
 
         return product
 
-    solution = newton_cg.minimize(f.value_and_grad, np.zeros(15), interrupting, tol=1e-14, observe=seen.append)
+    solution = newton_cg.minimize(f.value_and_grad, np.zeros(15), interrupting, tol=1e-14, callbacks=[seen.append])
     assert (solution.converged, solution.message) == (False, "interrupted")
     assert solution.n_iter - len(seen) in (0, 1)  # the last point was to be shown after its gap was known
     assert solution.objective == float(f.value_and_grad(solution.params)[0])
@@ -787,7 +788,7 @@ class RoughAndExact:
 @pytest.mark.parametrize("tol", [1e-1, 1e-3, 1e-30])  # with the last, no step is found any more
 def test_descent_that_begins_roughly_ends_exactly(rng, method, tol):
     problem, seen = RoughAndExact(rng, tol), []
-    solution = problem.solve(method, tol=1e-10, observe=seen.append)
+    solution = problem.solve(method, tol=1e-10, callbacks=[seen.append])
     assert solution.converged
     away = solution.params - problem.f.minimiser
     assert 0.5 * away @ problem.f.A @ away <= 1e-10 * abs(problem.f.minimum)
@@ -796,19 +797,19 @@ def test_descent_that_begins_roughly_ends_exactly(rng, method, tol):
     assert first_exact > 1
     assert set(problem.kinds[first_exact:]) == {"exact"}
     assert solution.n_evaluations == len(problem.kinds)
-    assert [iterate.n_iter for iterate in seen] == sorted({iterate.n_iter for iterate in seen})
+    assert [state.n_iter for state in seen] == sorted({state.n_iter for state in seen})
 
 
-@pytest.mark.parametrize("end", ["max_iter", "observer", "interrupt"])
+@pytest.mark.parametrize("end", ["max_iter", "callback", "interrupt"])
 def test_descent_that_ends_while_it_is_rough_tells_exact_numbers(rng, method, end):
     problem = RoughAndExact(rng, 1e-9)
 
-    def observe(iterate):
+    def callback(state):
         if end == "interrupt":
             raise KeyboardInterrupt
-        return end == "observer"
+        return end == "callback"
 
-    solution = problem.solve(method, tol=1e-12, max_iter=1 if end == "max_iter" else 100, observe=observe)
+    solution = problem.solve(method, tol=1e-12, max_iter=1 if end == "max_iter" else 100, callbacks=[callback])
     assert not solution.converged
     assert solution.n_iter == 1
     value, grad = problem.f.value_and_grad(solution.params)
@@ -1028,25 +1029,26 @@ def test_bad_arguments_are_refused_with_name_rule_value_and_remedy(build, error,
 # The loop of stochastic steps, and the solver made of it.
 
 
-def test_run_takes_one_step_a_batch(xp):
+def test_mini_batches_are_a_step_each(xp):
     seen = []
 
     def value_and_grad(params, batch):
         return xp.sum(params["x"]), {"x": xp.asarray([float(batch)])}
 
     start = {"x": xp.asarray([0.0])}
-    ended = stochastic.run(
-        value_and_grad, start, [1, 2, 4], sx.SGD(1.0), lambda n, value, params: seen.append((n, float(value)))
-    )
-    assert (ended.n_steps, ended.interrupted, float(ended.params["x"][0])) == (3, False, -7.0)
+    solver = stochastic.MiniBatches(value_and_grad, [1, 2, 4], sx.SGD(1.0), max_iter=3)
+    ended = solve(solver, start, [lambda state: seen.append((state.n_iter, float(state.objective)))])
+    assert (ended.n_iter, ended.n_evaluations, float(ended.params["x"][0])) == (3, 3, -7.0)
+    assert ended.status is Status.MAX_ITER
     assert seen == [(1, 0.0), (2, -1.0), (3, -3.0)]
     assert float(start["x"][0]) == 0.0
-    ended = stochastic.run(value_and_grad, start, itertools.count(), sx.SGD(1.0), lambda n, value, params: n == 5)
-    assert (ended.n_steps, ended.interrupted) == (5, False)
+    solver = stochastic.MiniBatches(value_and_grad, itertools.count(), sx.SGD(1.0), max_iter=100)
+    ended = solve(solver, start, [lambda state: state.n_iter == 5])
+    assert (ended.n_iter, ended.status) == (5, Status.STOPPED)
 
 
-@pytest.mark.parametrize("place", ["value_and_grad", "observe", "batches"])
-def test_run_interrupted_returns_the_last_step(place):
+@pytest.mark.parametrize("place", ["value_and_grad", "callback", "batches"])
+def test_mini_batches_interrupted_return_the_last_step(place):
     def interrupt(where, n):
         if where == place and n == 3:
             raise KeyboardInterrupt
@@ -1060,11 +1062,10 @@ def test_run_interrupted_returns_the_last_step(place):
             interrupt("batches", batch)
             yield batch
 
-    ended = stochastic.run(
-        value_and_grad, {"x": np.zeros(1)}, batches(), sx.SGD(1.0), lambda n, *_: interrupt("observe", n)
-    )
-    assert ended.interrupted
-    assert (ended.n_steps, ended.params["x"][0]) == (3, -3.0)
+    solver = stochastic.MiniBatches(value_and_grad, batches(), sx.SGD(1.0), max_iter=10)
+    ended = solve(solver, {"x": np.zeros(1)}, [lambda state: interrupt("callback", state.n_iter)])
+    assert ended.status is Status.INTERRUPTED
+    assert (ended.n_iter, ended.params["x"][0]) == (3, -3.0)
 
 
 @pytest.fixture
@@ -1099,9 +1100,7 @@ def test_stochastic_minimize_stays_where_the_parameters_are(xp, rng):
     for dtype in xp.float_dtypes:
         f = softmax_problem(xp, rng, dtype)
         start = xp.asarray(np.full(f.n_params, 0.5), dtype)
-        solution = stochastic.minimize(
-            f, start, sx.SGD(0.3), tol=1e-2, max_epochs=50, rng=np.random.default_rng(0), observe=None
-        )
+        solution = stochastic.minimize(f, start, sx.SGD(0.3), tol=1e-2, max_epochs=50, rng=np.random.default_rng(0))
         xp.assert_here(solution.params, dtype, (f.n_params,))
         assert np.linalg.norm(softmax_grad(xp, f, solution.params)) == pytest.approx(solution.gradient_norm, rel=1e-3)
         np.testing.assert_array_equal(xp.to_numpy(start), np.full(f.n_params, 0.5))
@@ -1111,20 +1110,20 @@ def test_stochastic_minimize_stays_where_the_parameters_are(xp, rng):
 def test_stochastic_minimize_says_why_it_ended(rng):
     f = softmax_problem(NumPyLibrary, rng, "float64")
 
-    def solve(optimizer, tol=1e-12, observe=None):
+    def solution_by(optimizer, tol=1e-12, callbacks=()):
         start, seed = np.zeros(f.n_params), np.random.default_rng(0)
-        return stochastic.minimize(f, start, optimizer, tol=tol, max_epochs=50, rng=seed, observe=observe)
+        return stochastic.minimize(f, start, optimizer, tol=tol, max_epochs=50, rng=seed, callbacks=callbacks)
 
-    solution = solve(sx.SGD(0.1), tol=0.05)
+    solution = solution_by(sx.SGD(0.1), tol=0.05)
     assert solution.converged
     assert solution.gradient_norm <= 0.05
     assert solution.message == "the gradient's norm is at most tol=0.05"
     assert solution.n_evaluations == 5 * solution.n_iter < 250
 
     seen = []
-    solution = solve(sx.SGD(0.1), observe=lambda iterate: seen.append(iterate) or iterate.n_iter == 4)
+    solution = solution_by(sx.SGD(0.1), callbacks=[lambda state: seen.append(state) or state.n_iter == 4])
     assert (solution.converged, solution.n_iter, solution.message) == (False, 4, "ended by the observer")
-    assert [iterate.n_iter for iterate in seen] == [1, 2, 3, 4]
+    assert [state.n_iter for state in seen] == [1, 2, 3, 4]
     assert seen[-1].objective == solution.objective < seen[0].objective
 
     def interrupting(step):
@@ -1132,12 +1131,82 @@ def test_stochastic_minimize_says_why_it_ended(rng):
             raise KeyboardInterrupt
         return 0.1
 
-    solution = solve(sx.SGD(interrupting))
+    solution = solution_by(sx.SGD(interrupting))
     assert (solution.converged, solution.n_iter, solution.n_evaluations) == (False, 3, 12)
     assert solution.message == "interrupted in epoch 3"
     assert solution.objective < math.log(3)
 
     with np.errstate(all="ignore"):
-        solution = solve(sx.SGD(1e308))
+        solution = solution_by(sx.SGD(1e308))
     assert (solution.converged, solution.n_iter) == (False, 1)
     assert solution.message == "the objective stopped being finite in epoch 1; lower the learning rate"
+
+
+@pytest.mark.usefixtures("small_batches")
+@pytest.mark.parametrize("optimizer", [sx.SGD(sx.CosineSchedule(0.3, 30), momentum=0.9), sx.Adam(0.05)], ids=repr)
+@pytest.mark.parametrize("generator", [np.random.PCG64, np.random.MT19937])
+def test_a_stochastic_solve_resumes_from_its_state_to_the_bit(xp, rng, optimizer, generator):
+    """Stopped after two epochs, or interrupted in the middle of the third of five steps."""
+    f = softmax_problem(xp, rng, xp.float_dtypes[-1])
+
+    def solution(start, seed, callbacks=(), interrupted_at=None):
+        steps = itertools.count(1)
+
+        class Interrupted(LinearObjective):
+            def batch_value_and_grad(self, *arguments):
+                if next(steps) == interrupted_at:
+                    raise KeyboardInterrupt
+                return super().batch_value_and_grad(*arguments)
+
+        problem = Interrupted(f.backend, f.X, f.targets, f.n_classes, f.penalty)
+        numbers = np.random.Generator(generator(seed))
+        return stochastic.minimize(problem, start, optimizer, tol=1e-12, max_epochs=6, rng=numbers, callbacks=callbacks)
+
+    start = xp.asarray(np.zeros(f.n_params), xp.float_dtypes[-1])
+    whole = solution(start, 3)
+    assert whole.n_evaluations == 30
+    stopped = solution(start, 3, callbacks=[lambda state: state.n_iter == 2])
+    assert (stopped.status, stopped.n_evaluations) == (Status.STOPPED, 10)
+    interrupted = solution(start, 3, interrupted_at=14)
+    assert (interrupted.status, interrupted.n_iter, interrupted.n_evaluations) == (Status.INTERRUPTED, 3, 13)
+    for state in (stopped, interrupted):
+        for kept in (state, pickle.loads(pickle.dumps(state))):
+            resumed = solution(kept, 8)
+            np.testing.assert_array_equal(xp.to_numpy(resumed.params), xp.to_numpy(whole.params))
+            assert (resumed.objective, resumed.gradient_norm) == (whole.objective, whole.gradient_norm)
+            assert (resumed.n_iter, resumed.n_evaluations, resumed.status) == (6, 30, Status.MAX_ITER)
+
+
+# The loop of all solvers.
+
+
+def test_solve_shows_each_step_once_and_the_last_one_with_its_status(rng, method):
+    f, seen = Quadratic(NumPyLibrary, rng, "float64"), []
+    solution = method(f, f.value_and_grad, np.full(8, 3.0), tol=1e-10, callbacks=[seen.append])
+    assert [state.n_iter for state in seen] == list(range(1, solution.n_iter + 1))
+    assert all(state.status is None and not state.message for state in seen[:-1])
+    assert seen[-1].status in (None, Status.CONVERGED)
+    assert solution.status is Status.CONVERGED
+    np.testing.assert_array_equal(seen[-1].params, solution.params)
+
+
+def test_solve_asks_every_callback_and_a_status_of_the_solver_stays(rng):
+    f, seen = Quadratic(NumPyLibrary, rng, "float64", n=2, condition=1), []
+    callbacks = [lambda state: True, lambda state: seen.append(state.n_iter)]
+    options = {"hessian_product": f.hessian_product, "tol": 1e-10, "callbacks": callbacks}
+    solution = newton_cg.minimize(f.value_and_grad, np.full(2, 3.0), **options)
+    assert seen == [1]
+    assert solution.status is Status.CONVERGED
+
+
+def test_solve_raises_ctrl_c_before_the_first_point():
+    def interrupting(x):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        lbfgs.minimize(interrupting, np.zeros(2))
+
+
+def test_a_solution_and_an_iterate_are_a_state():
+    assert sx.Solution is State
+    assert Iterate is State

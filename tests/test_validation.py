@@ -244,6 +244,16 @@ def test_training_counts_weights_by_ratio(rng, unit):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3 if unit < 1e-308 else 1e-6)
 
 
+@pytest.mark.parametrize("callbacks", [print, "print", {print}, [print, 3]])
+def test_callbacks_that_cannot_be_called_are_refused(callbacks):
+    for refused in (
+        lambda: sx.SoftmaxClassifier(device="cpu", callbacks=callbacks).fit([[0.0], [1], [1], [0]], LABELS),
+        lambda: sx.Trainer(sx.Linear(1, 2), callbacks=callbacks),
+    ):
+        with pytest.raises(TypeError, match=r"^`callbacks` must be a sequence of callables, got .*; put .* list\.$"):
+            refused()
+
+
 @pytest.mark.parametrize("observe", [3, "print", [print]])
 def test_an_observer_that_cannot_be_called_is_refused(observe):
     with pytest.raises(TypeError, match=r"`observe` must be callable, got .*; pass"):

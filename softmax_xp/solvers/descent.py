@@ -1,4 +1,4 @@
-"""The loop that every descent method shares: a direction, a line search, and when to end.
+"""The step that every descent method shares: a direction, a line search, and when to end.
 
 A solve ends when the estimated gap, f(x) - min f, is at most `tol` times |f(x)|, with a margin of MARGIN. The estimate
 is half the squared Newton decrement, g' H^-1 g / 2 with the gradient g and the Hessian H (Boyd and Vandenberghe, Convex
@@ -13,10 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from softmax_xp._arrays import Array, namespace
-from softmax_xp.solvers import Iterate, Solution, Status
+from softmax_xp.solvers import State, Status
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 
 MARGIN = 10.0  # how far an estimate of the gap may be wrong, and tol still keep its meaning
@@ -31,7 +31,7 @@ class Evaluation:
 
     Attributes
     ----------
-    value_and_grad, noise : as for `descend`
+    value_and_grad, noise : as for `Descent`
     tol : float, default 0.0
         It serves until the estimated gap is at most `tol` times the objective's magnitude, or no step lowers it.
     """
@@ -71,133 +71,188 @@ class Method(Protocol):
         """Return the gap at `after`, the end of a Newton step from `before`; infinity if the step was another one."""
 
 
-def descend(
-    method: Method,
-    value_and_grad: ValueAndGrad,
-    params: Array,
-    *,
-    tol: float,
-    max_iter: int,
-    noise: Callable[[Array], float] | None = None,
-    rough: Evaluation | None = None,
-    observe: Callable[[Iterate], object] | None = None,
-) -> Solution:
-    """Minimise a smooth function from `params` by steps along the directions of `method`.
+class _Search(NamedTuple):
+    """A direction from the current point, and the gaps that are compared there.
+
+    Attributes
+    ----------
+    direction : array of shape (n,)
+    first : float or None
+        The first step length to try; None if the gradient's size decides.
+    goal : float
+        The gap at which the solve has converged.
+    target : float
+        The gap at which this step is the last one.
+    """
+
+    direction: Array
+    first: float | None
+    goal: float
+    target: float
+
+
+class Descent:
+    """A Solver that minimises a smooth function by steps along the directions of a Method.
+
+    A step is a line search along the known direction, followed by the direction at the new point, which also estimates
+    the gap there. This object keeps the point, and its Method what it has learnt of the curvature. Neither is part of
+    the State: a descent cannot resume from a State, only start from its parameters.
 
     Parameters
     ----------
     method : Method
     value_and_grad : callable
-        Takes an array like `params`; returns the value, a 0-d array, and the gradient, an array like `params`.
-    params : array of shape (n,), real floating
-        Where to start; not modified.
+        Takes an array like the parameters; returns the value, a 0-d array, and the gradient, an array like them.
     tol : float
         Converged when the estimated gap to the optimum is at most `tol` / MARGIN times the objective's magnitude.
     max_iter : int
     noise : callable, optional
         Takes parameters to the rounding error of the value there; none by default.
     rough : Evaluation, optional
-        One that costs less and is less exact, to begin with. The end is judged, and told, by `value_and_grad`.
-    observe : callable, optional
-        Called with an Iterate after each step; a true result ends the solve there.
-
-    Returns
-    -------
-    Solution
-        Of the best point reached, also when Ctrl-C ended the solve.
+        A cheaper and less exact evaluation to begin with. The end is judged and reported by `value_and_grad`.
     """
-    xp = namespace(params=params)
-    exact = Evaluation(value_and_grad, noise)
-    current = rough or exact
-    point = evaluated(xp, current.value_and_grad, params, xp.zeros_like(params), 0.0)
-    n_iter, n_evaluations, gap, target = 0, 1, math.inf, 0.0
-    status: Status | None = None
-    values = deque([point.value], maxlen=STALLED + 1)
-    stop: object = False
 
-    def evaluate_exactly() -> None:
-        nonlocal current, point, n_evaluations
-        current = exact
-        point = evaluated(xp, value_and_grad, point.x, xp.zeros_like(point.x), 0.0)
-        n_evaluations += 1
-        values.clear()
+    def __init__(
+        self,
+        method: Method,
+        value_and_grad: ValueAndGrad,
+        *,
+        tol: float,
+        max_iter: int,
+        noise: Callable[[Array], float] | None = None,
+        rough: Evaluation | None = None,
+    ) -> None:
+        self.method = method
+        self.tol = tol
+        self.max_iter = max_iter
+        self._exact = Evaluation(value_and_grad, noise)
+        self._current = rough or self._exact
+        self._values: deque[float] = deque(maxlen=STALLED + 1)  # of the objective, at the last points
+        self._point: Point
+        self._n_iter = self._n_evaluations = 0
+        self._gap = math.inf
+        self._search: _Search | None = None
 
-    try:
-        while status is None:
+    def start(self, start: Array) -> State:
+        """Evaluate the function at parameters (n,), real floating; they are not modified."""
+        self._evaluate(self._current, start)
+        self._values.append(self._point.value)
+        return self._state()
+
+    def step(self, state: State) -> State:
+        """Return the State after a line search. If that fails, the point stays, with exact values or a status."""
+        search = self._search or self._directed()
+        status = self._searched(search) if isinstance(search, _Search) else search
+        if status is None:
+            search = self._directed()
+            if isinstance(search, _Search):
+                self._search = search
+                return self._state()
+            status = search
+        return self._finished(status)
+
+    def ended(self, state: State, status: Status) -> State:
+        """Return the best point reached, which may be one step ahead of `state` after Ctrl-C."""
+        if status is Status.MAX_ITER and self._search is None:  # max_iter is 0
+            search = self._directed()
+            if not isinstance(search, _Search):
+                return self._finished(search)
+        if status is Status.STOPPED and self._search is not None and self._gap <= self._search.goal:
+            status = Status.CONVERGED
+        return self._finished(status)
+
+    def _evaluate(self, evaluation: Evaluation, params: Array) -> None:
+        """Set the current point, and the evaluation that made it."""
+        xp = namespace(params=params)
+        self._point = evaluated(xp, evaluation.value_and_grad, params, xp.zeros_like(params), 0.0)
+        self._current = evaluation
+        self._n_evaluations += 1
+
+    def _evaluate_exactly(self) -> None:
+        """Go on with the exact evaluation, from the same parameters."""
+        self._evaluate(self._exact, self._point.x)
+        self._values.clear()
+
+    def _directed(self) -> _Search | Status:
+        """Return the next direction, or the status with which the solve ends at the current point."""
+        while True:
+            point, has_steps = self._point, self._n_iter < self.max_iter
+            size = abs(point.value)
             if not math.isfinite(point.value):
-                status = Status.DIVERGED
-                break
-            goal = tol / MARGIN * abs(point.value)
-            polishes = method.ends_by_newton_step and n_iter < max_iter
-            target = LAST_STEP * tol * abs(point.value) if polishes else goal
-            direction, gap, first = method.direction(point, target)
-            if current is not exact and (gap <= max(target, current.tol * abs(point.value)) or n_iter >= max_iter):
-                evaluate_exactly()
+                return Status.DIVERGED
+            goal = self.tol / MARGIN * size
+            ends_by_step = self.method.ends_by_newton_step and has_steps
+            target = LAST_STEP * self.tol * size if ends_by_step else goal
+            direction, self._gap, first = self.method.direction(point, target)
+            is_rough = self._current is not self._exact
+            if is_rough and (self._gap <= max(target, self._current.tol * size) or not has_steps):
+                self._evaluate_exactly()
                 continue
-            here = Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value))
-            stop = n_iter > 0 and observe is not None and observe(here)
-            if stop or n_iter >= max_iter or (gap <= goal and not polishes):
-                status = Status.CONVERGED if gap <= goal else Status.STOPPED if stop else Status.MAX_ITER
+            if self._gap <= goal and not ends_by_step:
+                return Status.CONVERGED
+            return _Search(direction, first, goal, target)
+
+    def _searched(self, search: _Search) -> Status | None:
+        """Move the current point by a line search; return the status if the solve ends there."""
+        point, xp = self._point, namespace(params=self._point.x)
+        direction, first = search.direction, search.first
+        noise = self._current.noise or _no_noise
+        while True:
+            slope = float(dot(xp, direction, point.grad))
+            new, trials = None, 0
+            if slope < 0.0:
+                length = min(1.0, 1.0 / math.sqrt(-slope)) if first is None else first
+                error = cache(partial(noise, point.x))
+                new, trials = wolfe_point(xp, self._current.value_and_grad, point, direction, slope, length, error)
+            self._n_evaluations += trials
+            if new is not None or not self.method.restarted():
                 break
-            while True:
-                slope = float(dot(xp, direction, point.grad))
-                new, trials = None, 0
-                if slope < 0.0:
-                    step = min(1.0, 1.0 / math.sqrt(-slope)) if first is None else first
-                    error = cache(partial(current.noise or _no_noise, point.x))
-                    new, trials = wolfe_point(xp, current.value_and_grad, point, direction, slope, step, error)
-                n_evaluations += trials
-                if new is not None or not method.restarted():
-                    break
-                direction, gap, first = method.direction(point, target)
-            if new is not None:
-                left = method.gap_after(point, new) if current is exact else math.inf
-                method.stepped(point, new)
-                point, n_iter = new, n_iter + 1
-                values.append(point.value)
-                stalled = len(values) > STALLED and values[0] - point.value <= (current.noise or _no_noise)(point.x)
-                if left <= goal:
-                    gap, status = left, Status.CONVERGED
-                    if observe is not None:
-                        observe(Iterate(n_iter, point.value, point.gradient_norm, _known(gap, point.value)))
-                elif stalled and current is exact:
-                    status = Status.STALLED
-                elif stalled:
-                    evaluate_exactly()
-            elif gap <= target:
-                status = Status.CONVERGED
-            elif current is not exact:
-                evaluate_exactly()
-            else:
-                status = Status.STALLED
-        if status in (Status.MAX_ITER, Status.STALLED):  # who ended it has seen an estimate
-            gap = method.gap(point)
-    except KeyboardInterrupt:
-        status = Status.INTERRUPTED
-    if current is not exact:
-        evaluate_exactly()
-    return Solution(
-        params=point.x,
-        objective=point.value,
-        gradient_norm=point.gradient_norm,
-        estimated_gap=_known(gap, point.value),
-        n_iter=n_iter,
-        n_evaluations=n_evaluations,
-        status=status,
-        message={
-            Status.CONVERGED: f"the gap to the optimum is at most tol={tol:g} of the objective",
-            Status.MAX_ITER: f"max_iter={max_iter} steps taken",
-            Status.STOPPED: "ended by the observer",
-            Status.INTERRUPTED: "interrupted",
-            Status.STALLED: "no step lowers the objective further in this precision",
-            Status.DIVERGED: "the objective is not finite at the start",
-        }[status],
-    )
+            direction, self._gap, first = self.method.direction(point, search.target)
+        is_exact = self._current is self._exact
+        if new is None:
+            if self._gap <= search.target:
+                return Status.CONVERGED
+            if is_exact:
+                return Status.STALLED
+            self._evaluate_exactly()
+            return None
+        gap_after = self.method.gap_after(point, new) if is_exact else math.inf
+        self.method.stepped(point, new)
+        self._point, self._n_iter = new, self._n_iter + 1
+        self._values.append(new.value)
+        is_stalled = len(self._values) > STALLED and self._values[0] - new.value <= noise(new.x)
+        if gap_after <= search.goal:
+            self._gap = gap_after
+            return Status.CONVERGED
+        if is_stalled and is_exact:
+            return Status.STALLED
+        if is_stalled:
+            self._evaluate_exactly()
+        return None
 
+    def _finished(self, status: Status) -> State:
+        """Return the State at the end, evaluated exactly."""
+        if status in (Status.MAX_ITER, Status.STALLED):  # the gap of the direction may be a rough estimate
+            self._gap = self.method.gap(self._point)
+        if self._current is not self._exact:
+            self._evaluate_exactly()
+        return self._state(
+            status,
+            {
+                Status.CONVERGED: f"the gap to the optimum is at most tol={self.tol:g} of the objective",
+                Status.MAX_ITER: f"max_iter={self.max_iter} steps taken",
+                Status.STOPPED: "ended by the observer",
+                Status.INTERRUPTED: "interrupted",
+                Status.STALLED: "no step lowers the objective further in this precision",
+                Status.DIVERGED: "the objective is not finite at the start",
+            }[status],
+        )
 
-def _known(gap: float, value: float) -> float:
-    """Return an estimated gap, or LEAST_GAP of the objective if that is more."""
-    return max(gap, LEAST_GAP * abs(value))
+    def _state(self, status: Status | None = None, message: str = "") -> State:
+        """Return the current point as a State. Its gap is LEAST_GAP of the objective at least."""
+        point = self._point
+        gap = max(self._gap, LEAST_GAP * abs(point.value))
+        return State(point.x, point.value, point.gradient_norm, gap, self._n_iter, self._n_evaluations, status, message)
 
 
 def _no_noise(params: Array) -> float:

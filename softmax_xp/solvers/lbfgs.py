@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace, to_numpy
 from softmax_xp.preconditioners import Preconditioner
-from softmax_xp.solvers import Iterate, Solution
-from softmax_xp.solvers.descent import Evaluation, descend
+from softmax_xp.solvers import Callback, State, solve
+from softmax_xp.solvers.descent import Descent, Evaluation
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 from softmax_xp.solvers.newton_cg import EXACT, MISSED, Check, Decrement, HessianProduct, HiddenGap, newton_step
 
@@ -273,13 +273,15 @@ def minimize(
     due: Due | None = None,
     correlations: bool = True,
     convex: bool = True,
-    observe: Callable[[Iterate], object] | None = None,
-) -> Solution:
+    callbacks: Sequence[Callback] = (),
+) -> State:
     """Minimise a smooth function from `params`.
 
     Parameters
     ----------
-    value_and_grad, params, tol, max_iter, noise, rough, observe : as for `descent.descend`
+    value_and_grad, tol, max_iter, noise, rough : as for `descent.Descent`
+    params : array of shape (n,), real floating
+        Where to start; not modified.
     memory : int, default 10
         How many pairs of steps and gradient differences describe the curvature; 2 * memory vectors are kept.
     precondition : callable, optional
@@ -303,14 +305,14 @@ def minimize(
         estimate of the gap takes 50 products with the Hessian at least.
     convex : bool, default True
         As for `newton_cg.newton_step`.
+    callbacks : as for `solve`
 
     Returns
     -------
-    Solution
+    State
     """
     method = _LBFGS(
         memory, precondition, hessian_product, hidden_gap, exact_inverse, renewed, due, correlations, convex
     )
-    return descend(
-        method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
-    )
+    descent = Descent(method, value_and_grad, tol=tol, max_iter=max_iter, noise=noise, rough=rough)
+    return solve(descent, params, callbacks)

@@ -9,13 +9,13 @@ Strakos and Tichy, 2002, ETNA 13, 56-80: the error in the norm of the matrix, fr
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
 from softmax_xp.preconditioners import Preconditioner
-from softmax_xp.solvers import Iterate, Solution
-from softmax_xp.solvers.descent import Evaluation, descend
+from softmax_xp.solvers import Callback, State, solve
+from softmax_xp.solvers.descent import Descent, Evaluation
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
 from softmax_xp.trust import TRUSTED_CHANGE
 
@@ -304,13 +304,15 @@ def minimize(
     hidden_gap: HiddenGap | None = None,
     exact_inverse: Callable[[Array], Preconditioner | None] | None = None,
     convex: bool = True,
-    observe: Callable[[Iterate], object] | None = None,
-) -> Solution:
+    callbacks: Sequence[Callback] = (),
+) -> State:
     """Minimise a function from `params`; the minimum is a local one where it is not convex.
 
     Parameters
     ----------
-    value_and_grad, params, tol, max_iter, noise, rough, observe : as for `descent.descend`
+    value_and_grad, tol, max_iter, noise, rough : as for `descent.Descent`
+    params : array of shape (n,), real floating
+        Where to start; not modified.
     hessian_product : callable
         Takes parameters to the function that takes a direction to the Hessian there times it.
     precondition : callable, optional
@@ -322,12 +324,12 @@ def minimize(
         conjugate gradients do. It finds the gap by which the solve ends.
     convex : bool, default True
         As for `newton_step`.
+    callbacks : as for `solve`
 
     Returns
     -------
-    Solution
+    State
     """
     method = _NewtonCG(hessian_product, precondition, hidden_gap, exact_inverse, convex)
-    return descend(
-        method, value_and_grad, params, tol=tol, max_iter=max_iter, noise=noise, rough=rough, observe=observe
-    )
+    descent = Descent(method, value_and_grad, tol=tol, max_iter=max_iter, noise=noise, rough=rough)
+    return solve(descent, params, callbacks)
