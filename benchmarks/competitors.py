@@ -27,7 +27,7 @@ from softmax_xp import SoftmaxClassifier, softmax_loss
 from softmax_xp._arrays import dtype_name, to_numpy
 from softmax_xp.kernels import cuda
 from softmax_xp.objective import LinearObjective
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 
 Run: TypeAlias = Callable[[], tuple[Any, Any]]
 
@@ -127,7 +127,7 @@ def _linear_objective(problem: Problem, dtype: str | None = None) -> Run:
         problem.X,
         problem.y,
         problem.n_classes,
-        L2(problem.reg),
+        Penalty(problem.reg),
         fit_intercept=False,
         workers=problem.workers,
     )

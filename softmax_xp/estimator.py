@@ -51,7 +51,7 @@ from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
 from softmax_xp.labels import label_array
 from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
 from softmax_xp.objective import LinearObjective
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 from softmax_xp.preconditioners import Curvature
 from softmax_xp.solvers import Callback, State, Status, check_callbacks, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
@@ -318,7 +318,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 X_device,
                 backend.asarray(targets, dtype_name(X_device.dtype) if targets.ndim == 2 else None),
                 len(classes),
-                L2(strength),
+                Penalty(strength),
                 None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
                 self.workers,
@@ -656,7 +656,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> State:
         """Return the minimum of an objective, or where it is found to have none."""
         smoothed = objective.row_pass.smoothing > 0.0 or objective.targets.ndim == 2
-        if objective.penalty.strength > 0.0 or smoothed:
+        if objective.penalty.least > 0.0 or smoothed:
             return self._descend(objective, start, rough, callbacks, tol, max_iter)
         return _unless_separated(
             objective, lambda watch: self._descend(objective, start, rough, [*callbacks, watch], tol, max_iter)

@@ -44,7 +44,7 @@ from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.objective import penalised_mean
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 
 
 def softmax(logits: Array, axis: int = -1) -> Array:
@@ -272,10 +272,10 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None =
             # One column is one class, certain whatever its logit; `linear_sums` would read it as two classes.
             check_finite(xp, X, "X")
             loss, grad = xp.zeros((), dtype=dtype, device=backend.device), xp.zeros_like(W)
-            total_loss, total_grad = loss + L2(reg).value(W), L2(reg).grad(W)
+            total_loss, total_grad = loss + Penalty(reg).value(W), Penalty(reg).grad(W)
         else:
             sums = backend.kernels(dtype).linear_sums(W.T, None, X, y, workspace=workspace)
-            total_loss, total_grad = penalised_mean(sums, X.shape[0], W.T, L2(reg), workspace)
+            total_loss, total_grad = penalised_mean(sums, X.shape[0], W.T, Penalty(reg), workspace)
             total_grad = xp.reshape(total_grad, (W.shape[1], W.shape[0])).T
         total_loss, total_grad = xp.astype(total_loss, out), xp.astype(total_grad, out, copy=False)
         if all(all_finite(xp, x) for x in (total_loss, total_grad)):
@@ -290,8 +290,8 @@ def softmax_loss(W: Array, X: Array, y: Array, reg: float, workers: int | None =
                 f"`X` and `W` must have a product that {dtype_name(out)} can hold, got an overflow; "
                 f"scale the features{wider}."
             )
-        total_loss = xp.astype(loss + L2(reg).value(W), out)
-        total_grad = xp.astype(grad + L2(reg).grad(W), out, copy=False)
+        total_loss = xp.astype(loss + Penalty(reg).value(W), out)
+        total_grad = xp.astype(grad + Penalty(reg).grad(W), out, copy=False)
         if not all(all_finite(xp, x) for x in (total_loss, total_grad)):
             raise ValueError(
                 f"`reg` must give a loss and a gradient that {dtype_name(out)} can hold, got an overflow with "

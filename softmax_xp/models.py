@@ -30,7 +30,7 @@ from softmax_xp._arrays import (
 from softmax_xp.backend import Backend, backend_of
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import Loss, checked_loss
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 
 Params: TypeAlias = dict[str, Array]
 
@@ -223,7 +223,7 @@ class MLP:
             row_pass = RowPass(checked_loss(loss), label_smoothing)
             losses, dlogits = kernels.cross_entropy_with_grad(logits, targets, weight, row_pass)
             grads = self.backward(params, inputs, dlogits)
-            penalty = L2(reg)
+            penalty = Penalty(reg)
             value = xp.sum(losses, dtype=accumulation_dtype(xp, backend.device))
             for layer in range(len(self.sizes) - 1):
                 name = self.layer_names(layer)[0]

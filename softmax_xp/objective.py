@@ -24,7 +24,7 @@ from softmax_xp.kernels import reference
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.losses import Loss
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 
 EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
 
@@ -46,7 +46,8 @@ class LinearObjective:
     targets : array of shape (n_samples,) with integers in [0, n_classes), or (n_samples, n_classes) with
         probabilities in the dtype of X
     n_classes : int, at least 2
-    penalty : L2
+    penalty : Penalty
+        Without an l1 part, which no solver here minimises.
     sample_weight : array of shape (n_samples,) in the dtype of X, optional
     fit_intercept : bool, default True
     workers : int, optional
@@ -63,12 +64,14 @@ class LinearObjective:
         X: Array,
         targets: Array,
         n_classes: int,
-        penalty: L2,
+        penalty: Penalty,
         sample_weight: Array | None = None,
         fit_intercept: bool = True,
         workers: int | None = None,
         row_pass: RowPass = PLAIN,
     ) -> None:
+        if penalty.has_l1:
+            raise ValueError("`penalty` must have no l1 part, which no solver here minimises; pass Penalty(l2=...).")
         self.backend = backend
         self.X = X
         self.targets = targets
@@ -179,7 +182,7 @@ class LinearObjective:
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:
         """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""
         kernels = self.backend.kernels(self.X.dtype)
-        of_penalty, row_pass = self.penalty.hessian_product, replace(self.row_pass, precision="float32")
+        penalty, row_pass = self.penalty, replace(self.row_pass, precision="float32")
         at = self.split(params)
 
         def product(direction: Array) -> Array:
@@ -187,7 +190,11 @@ class LinearObjective:
             sums = kernels.linear_hessian_product(
                 *at, self.X, self.targets, *along, self.sample_weight, row_pass, self.workspace
             )
-            return _mean(sums, self.total_weight, direction, lambda rows: of_penalty(along[0][rows, :]), self.workspace)
+
+            def of_penalty(rows: slice) -> Array:
+                return penalty.of_classes(rows).hessian_product(along[0][rows, :])
+
+            return _mean(sums, self.total_weight, direction, of_penalty, self.workspace)
 
         return product
 
@@ -239,7 +246,7 @@ class LinearObjective:
 
 
 def penalised_mean(
-    sums: tuple[Array, Array, Array | None], total: float, coef: Array, penalty: L2, workspace: Workspace
+    sums: tuple[Array, Array, Array | None], total: float, coef: Array, penalty: Penalty, workspace: Workspace
 ) -> tuple[Array, Array]:
     """Return the mean loss with the penalty, and its gradient as one flat vector in the dtype of `coef`.
 
@@ -250,16 +257,17 @@ def penalised_mean(
     total : float
         What they are divided by.
     coef : array of shape (K, n_features)
-    penalty : L2
+    penalty : Penalty
     workspace : Workspace
     """
     values: dict[int, Array] = {}
     xp = namespace(coef=coef)
 
     def of_penalty(rows: slice) -> Array:
-        own = xp.reshape(coef[rows, :], (-1,))  # a copy of what is transposed, once
-        values[rows.start] = penalty.value(own)
-        return penalty.grad(own)
+        flat = xp.reshape(coef[rows, :], (-1,))  # a copy of what is transposed, once
+        own, of_rows = xp.reshape(flat, (-1, coef.shape[1])), penalty.of_classes(rows)
+        values[rows.start] = of_rows.value(own)
+        return of_rows.grad(own)
 
     grad = _mean(sums[1:], total, coef, of_penalty, workspace)
     return sums[0] / total + sum(values[start] for start in sorted(values)), grad

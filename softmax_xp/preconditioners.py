@@ -484,9 +484,9 @@ class Curvature:
         B = to_numpy(A).astype(np.float64)
         centre = weight @ B / weight.sum() if self.objective.fit_intercept else np.zeros(n_features)
         B = (B - centre) * np.sqrt(weight)[:, None]
-        strength = self.objective.penalty.strength
-        diagonal = np.einsum("ij,ij->j", B, B) + strength
-        per_root = 1.0 / np.sqrt(strength + self._ridge * np.where(diagonal > 0.0, diagonal, 1.0))
+        penalty = self.objective.penalty.diagonal(n_features)
+        diagonal = np.einsum("ij,ij->j", B, B) + penalty
+        per_root = 1.0 / np.sqrt(penalty + self._ridge * np.where(diagonal > 0.0, diagonal, 1.0))
         B *= per_root
         U = self._wide(solve_triangular(np.linalg.cholesky(np.eye(len(B)) + B @ B.T), B, lower=True))
         centre, per_root, per_weight = self._wide(centre), self._wide(per_root), 1.0 / float(weight.sum())
@@ -797,7 +797,8 @@ class Curvature:
         """
         xp = namespace(gram=gram)
         penalty = np.zeros(self.n_columns)
-        penalty[: self.objective.coef_shape[1]] = self.objective.penalty.strength
+        n_features = self.objective.coef_shape[1]
+        penalty[:n_features] = self.objective.penalty.diagonal(n_features)
         penalty = xp.asarray(penalty, device=device_of(gram))
         scale = xp.sqrt((gram if gram.ndim == 1 else xp.linalg.diagonal(gram)) + penalty)
         return penalty, xp.where(scale == 0.0, xp.ones_like(scale), scale)  # a feature always zero, without penalty

@@ -125,7 +125,8 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
                 of_intercepts[i, :] += xp.astype(xp.sum(pull, axis=1), wide, copy=False)
 
     objective.workspace.map(add, range(len(parts)))
-    uncertain, penalty = float(xp.sum(w, dtype=wide)), objective.penalty.strength * objective.total_weight
+    uncertain, total = float(xp.sum(w, dtype=wide)), objective.total_weight
+    penalty = objective.penalty.diagonal(n_features) * total
     v, d = (xp.sum(pulls, axis=0)[part, :] for part in (slice(0, n_coef), slice(n_coef, None)))
     curvature = backend.asarray(penalty + LEAST_CURVATURE * uncertain * usual**2 + SMALLEST, dtype_name(wide))
     s, s_intercept = objective.split(xp.astype(step, wide, copy=False))
@@ -142,9 +143,11 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
             xp.astype(x, wide) for x in (sizes[part, 0], sizes[part, 1], sizes[part, 2], w[part])
         )
         # What T has along x_i, for each ||x_i||^4, and the error of the residual: eps, or all of it.
-        own = LEAST_CURVATURE * uncertain / (ratio**2 + SMALLEST) + penalty / (size**2 + SMALLEST)
+        own = LEAST_CURVATURE * uncertain / (ratio**2 + SMALLEST) + objective.penalty.least * total / (
+            size**2 + SMALLEST
+        )
         error = xp.minimum(eps * xp.astype(weights(part, of_rows), wide), own_w)
         alone = xp.where(own_w > own, error**2 / (own + SMALLEST), xp.zeros_like(own))
         by_rounding = by_rounding + 0.5 * xp.sum(own_w * rounding**2 + alone)
-    start, end = (to_numpy(xp.stack([start, end]) + by_rounding) / objective.total_weight).tolist()
+    start, end = (to_numpy(xp.stack([start, end]) + by_rounding) / total).tolist()
     return start, end

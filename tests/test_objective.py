@@ -18,7 +18,7 @@ from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 
 TARGETS = ["labels", "probabilities"]
 
@@ -48,7 +48,7 @@ class Problem:
 
     def objective(self, strength=0.3, workers=None):
         backend = backend_of(self.X)
-        penalty = L2(strength)
+        penalty = Penalty(strength)
         return LinearObjective(backend, self.X, self.t, self.c, penalty, self.weight, self.fit_intercept, workers)
 
     def expected(self, params, strength=0.3):
@@ -281,8 +281,8 @@ def test_l2_is_half_the_sum_of_squares(xp, rng):
         coef = xp.asarray(rng.normal(size=(3, 5)), dtype)
         exact = xp.to_numpy(coef).astype(np.float64)
         expected = 0.35 * (exact**2).sum()
-        xp.assert_close(L2(0.7).value(coef), expected, wide(xp), "loss", bound("loss", dtype, expected))
-        xp.assert_close(L2(0.7).grad(coef), 0.7 * exact, dtype, "grad")
+        xp.assert_close(Penalty(0.7).value(coef), expected, wide(xp), "loss", bound("loss", dtype, expected))
+        xp.assert_close(Penalty(0.7).grad(coef), 0.7 * exact, dtype, "grad")
 
 
 def test_l2_of_float32_is_summed_in_float64(xp):
@@ -290,7 +290,7 @@ def test_l2_of_float32_is_summed_in_float64(xp):
         pytest.skip(f"{xp} has no float64 to sum in")
     coef = xp.asarray(np.full((1000, 100), 1.1), "float32")
     exact = 50_000 * float(np.float32(1.1)) ** 2
-    assert float(L2(1.0).value(coef)) == pytest.approx(exact, rel=1e-12)
+    assert float(Penalty(1.0).value(coef)) == pytest.approx(exact, rel=1e-12)
 
 
 # Providers of the row pass.

@@ -9,7 +9,7 @@ import pytest
 from softmax_xp import preconditioners
 from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
-from softmax_xp.penalties import L2
+from softmax_xp.penalties import Penalty
 from softmax_xp.preconditioners import Curvature
 
 PLENTY, DIAGONAL = 1 << 30, 100  # bytes
@@ -25,7 +25,7 @@ def small_samples(monkeypatch):
 def problem(rng, n, c, *, weighted=False):
     X, y = rng.normal(size=(n, 4)) + 1, np.arange(n) % c
     weight = rng.exponential(size=n) if weighted else None
-    return LinearObjective(backend_of(X), X, y, c, L2(0.01), weight)
+    return LinearObjective(backend_of(X), X, y, c, Penalty(0.01), weight)
 
 
 def drawn_from(f, params):

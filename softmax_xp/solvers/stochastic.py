@@ -245,6 +245,7 @@ def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) ->
     n_steps = -(-n_rows // BATCH_SIZE) * max_epochs
     if name == "sgd":
         curvature = 0.5 * (float(xp.sum(rows * rows)) / rows.shape[0] + 1.0)
-        return SGD(CosineSchedule(1.0 / (curvature + objective.penalty.strength), n_steps), momentum=0.9)
+        curvature += float(objective.penalty.diagonal(rows.shape[1]).max())
+        return SGD(CosineSchedule(1.0 / curvature, n_steps), momentum=0.9)
     length = float(xp.sum(xp.abs(rows))) / rows.shape[0] + 1.0
     return {"adam": Adam, "adamw": AdamW}[name](CosineSchedule(0.1 / length, n_steps))
