@@ -250,6 +250,7 @@ def test_options_reach_the_estimator(run, tmp_path):
     model = sx.load("model.safetensors")
     assert model.get_params() == {
         "C": np.inf,
+        "callbacks": (),
         "tol": 0.01,
         "max_iter": 50,
         "class_weight": "balanced",
@@ -263,6 +264,7 @@ def test_options_reach_the_estimator(run, tmp_path):
         "workers": 1,
         "max_memory": None,
         "precision": "float32",
+        "label_smoothing": 0.0,
     }
     assert model.coef_.dtype == np.float64
     assert line(out, "data").startswith("iris.csv: 150 rows")
