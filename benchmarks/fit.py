@@ -145,6 +145,8 @@ def timed_fit(
         model.fit(data.X, data.y)
         data.device.synchronize()
         seconds = time.perf_counter() - start
+    if trace:
+        model.set_params(callbacks=())
     coef, intercept = to_numpy(model.coef_), to_numpy(model.intercept_)
     with threadpool_limits(1, user_api="blas"):  # its threads would go on spinning beside the next fit
         objective, _ = value_and_grad(data.X, data.y, coef, intercept, data.strength)

@@ -250,6 +250,7 @@ def test_options_reach_the_estimator(run, tmp_path):
     model = sx.load("model.safetensors")
     assert model.get_params() == {
         "C": np.inf,
+        "callbacks": (),
         "tol": 0.01,
         "max_iter": 50,
         "class_weight": "balanced",

@@ -176,6 +176,14 @@ def test_constructor_parameters_come_back(tmp_path):
     assert reloaded(named, tmp_path).class_weight == named.class_weight
 
 
+def test_callbacks_are_left_out_of_the_file(tmp_path):
+    model = fitted(callbacks=[lambda state: None], C=0.5)
+    back = reloaded(model, tmp_path)
+    assert back.callbacks == ()
+    assert back.C == 0.5
+    assert len(model.callbacks) == 1
+
+
 def test_objects_among_the_parameters_are_described_not_restored(tmp_path):
     optimizer = sx.SGD(learning_rate=1e-2)
     with pytest.warns(UserWarning, match="not converged"):
@@ -537,6 +545,7 @@ CHANGES = {
     "parameters.random_state": ["0", 1.5],
     "parameters.class_weight": ["heavy", [1], [[0]], [[[0], 1.0]], [[0, "x"]], {"0": 1.0}],
     "parameters.unheard_of": [1],
+    "parameters.callbacks": [[], None],
     "classes": [None, [0, 1, 2], {}],
     "classes.dtype": ["O", "V8", "i4,i4", "datetime64[s]", None, 5],
     "classes.values": [

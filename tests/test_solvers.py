@@ -1143,38 +1143,33 @@ def test_stochastic_minimize_says_why_it_ended(rng):
 
 
 @pytest.mark.usefixtures("small_batches")
-@pytest.mark.parametrize("optimizer", [sx.SGD(sx.CosineSchedule(0.3, 30), momentum=0.9), sx.Adam(0.05)], ids=repr)
+@pytest.mark.parametrize("make", [lambda rate: sx.SGD(rate, momentum=0.9), sx.Adam], ids=["momentum", "Adam"])
 @pytest.mark.parametrize("generator", [np.random.PCG64, np.random.MT19937])
-def test_a_stochastic_solve_resumes_from_its_state_to_the_bit(xp, rng, optimizer, generator):
-    """Stopped after two epochs, or interrupted in the middle of the third of five steps."""
-    f = softmax_problem(xp, rng, xp.float_dtypes[-1])
+def test_a_stochastic_solve_resumes_from_its_state_to_the_bit(xp, rng, make, generator):
+    """Stopped after two epochs, or interrupted in the third epoch, after three of its five steps."""
+    f, rates = softmax_problem(xp, rng, xp.float_dtypes[-1]), sx.CosineSchedule(0.1, 30)
 
     def solution(start, seed, callbacks=(), interrupted_at=None):
-        steps = itertools.count(1)
+        def rate(step):
+            if step == interrupted_at:
+                raise KeyboardInterrupt
+            return rates(step)
 
-        class Interrupted(LinearObjective):
-            def batch_value_and_grad(self, *arguments):
-                if next(steps) == interrupted_at:
-                    raise KeyboardInterrupt
-                return super().batch_value_and_grad(*arguments)
-
-        problem = Interrupted(f.backend, f.X, f.targets, f.n_classes, f.penalty)
         numbers = np.random.Generator(generator(seed))
-        return stochastic.minimize(problem, start, optimizer, tol=1e-12, max_epochs=6, rng=numbers, callbacks=callbacks)
+        return stochastic.minimize(f, start, make(rate), tol=1e-12, max_epochs=6, rng=numbers, callbacks=callbacks)
 
     start = xp.asarray(np.zeros(f.n_params), xp.float_dtypes[-1])
     whole = solution(start, 3)
     assert whole.n_evaluations == 30
     stopped = solution(start, 3, callbacks=[lambda state: state.n_iter == 2])
     assert (stopped.status, stopped.n_evaluations) == (Status.STOPPED, 10)
-    interrupted = solution(start, 3, interrupted_at=14)
+    interrupted = solution(start, 3, interrupted_at=13)
     assert (interrupted.status, interrupted.n_iter, interrupted.n_evaluations) == (Status.INTERRUPTED, 3, 13)
-    for state in (stopped, interrupted):
-        for kept in (state, pickle.loads(pickle.dumps(state))):
-            resumed = solution(kept, 8)
-            np.testing.assert_array_equal(xp.to_numpy(resumed.params), xp.to_numpy(whole.params))
-            assert (resumed.objective, resumed.gradient_norm) == (whole.objective, whole.gradient_norm)
-            assert (resumed.n_iter, resumed.n_evaluations, resumed.status) == (6, 30, Status.MAX_ITER)
+    for state in (stopped, interrupted, pickle.loads(pickle.dumps(stopped)), pickle.loads(pickle.dumps(interrupted))):
+        resumed = solution(state, 8)
+        np.testing.assert_array_equal(xp.to_numpy(resumed.params), xp.to_numpy(whole.params))
+        assert (resumed.objective, resumed.gradient_norm) == (whole.objective, whole.gradient_norm)
+        assert (resumed.n_iter, resumed.n_evaluations, resumed.status) == (6, 30, Status.MAX_ITER)
 
 
 # The loop of all solvers.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import re
 import sys
 import warnings
+import weakref
 
 import numpy as np
 import oracle
@@ -18,7 +20,7 @@ from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.data import minibatches
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
-from softmax_xp.solvers import lbfgs
+from softmax_xp.solvers import State, lbfgs
 
 
 def rows(rng, n=40, d=4, c=3):
@@ -483,6 +485,42 @@ def test_callbacks_are_called_every_log_every_steps(xp, rng):
     trainer = quiet(sx.Linear(4, 3), max_steps=250, device=xp.device_flag, callbacks=(note,))
     trainer.fit(xp.asarray(X), xp.asarray(y))
     assert [step for step, *_ in calls] == [100, 200]
+
+
+def test_progress_is_a_state(rng):
+    X, y = rows(rng)
+    seen = []
+    quiet(sx.Linear(4, 3), optimizer=sx.Adam(), max_steps=200, callbacks=[seen.append]).fit(X, y)
+    assert [(progress.step, progress.n_iter, progress.n_evaluations) for progress in seen] == [(100,) * 3, (200,) * 3]
+    for progress in seen:
+        assert isinstance(progress, State)
+        assert progress.loss == progress.objective == progress.history.loss[progress.step - 1]
+        assert progress.status is None
+        assert set(progress.memory["optimizer"]) == {"mean", "square"}
+
+
+def test_a_fit_leaves_no_reference_cycle(rng):
+    """A cycle would keep the data on a GPU until Python collects cycles."""
+    X, y = rows(rng)
+
+    class Steps(sx.SGD):
+        """Held by the solver alone."""
+
+    alive = []
+    gc.collect()
+    gc.disable()
+    try:
+        for fit in (
+            lambda optimizer: quiet(sx.Linear(4, 3), optimizer=optimizer, max_steps=3).fit(X, y),
+            lambda optimizer: sx.SoftmaxClassifier(solver=optimizer, tol=1e3, device="cpu").fit(X, y),
+        ):
+            optimizer = Steps(0.1)
+            alive.append(weakref.ref(optimizer))
+            fit(optimizer)
+            del optimizer
+        assert [reference() for reference in alive] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_a_callback_that_returns_true_ends_the_training(rng, capsys):
