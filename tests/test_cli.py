@@ -265,6 +265,7 @@ def test_options_reach_the_estimator(run, tmp_path):
         "max_memory": None,
         "precision": "float32",
         "label_smoothing": 0.0,
+        "loss": "cross_entropy",
     }
     assert model.coef_.dtype == np.float64
     assert line(out, "data").startswith("iris.csv: 150 rows")

@@ -89,7 +89,7 @@ def softmax_grad(xp, f, params):
     coef, intercept = (xp.to_numpy(x).astype(np.float64) for x in f.split(params))
     _, grad_coef, grad_intercept = oracle.linear_sums(coef, intercept, xp.to_numpy(f.X), xp.to_numpy(f.targets))
     n = f.X.shape[0]
-    return np.concatenate([(grad_coef / n + f.penalty.strength * coef).ravel(), grad_intercept / n])
+    return np.concatenate([(grad_coef / n + f.penalty.l2 * coef).ravel(), grad_intercept / n])
 
 
 # The descent methods, each with what it may know of the curvature.
