@@ -28,6 +28,7 @@ from softmax_xp._arrays import dtype_name, to_numpy
 from softmax_xp.kernels import cuda
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 
 Run: TypeAlias = Callable[[], tuple[Any, Any]]
 
@@ -123,13 +124,11 @@ def two_products(problem: Problem) -> Callable[[], None]:
 
 def _linear_objective(problem: Problem, dtype: str | None = None) -> Run:
     objective = LinearObjective(
-        problem.device.backend,
-        problem.X,
+        DenseRows(problem.X, None, problem.workers, problem.device.backend),
         problem.y,
         problem.n_classes,
         Penalty(problem.reg),
         fit_intercept=False,
-        workers=problem.workers,
     )
     params = problem.device.backend.asarray(problem.coef.ravel(), dtype or dtype_name(problem.X.dtype))
     return lambda: objective.value_and_grad(params)

@@ -81,6 +81,11 @@ class Backend:
     device: Device
     name: str
 
+    @property
+    def is_host(self) -> bool:
+        """Whether arrays are NumPy's."""
+        return self.xp is array_api_compat.numpy
+
     def context(self) -> AbstractContextManager[Any]:
         """Return the context in which every computation on this backend has to run."""
         return device_context(self.device)

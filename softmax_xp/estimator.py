@@ -53,6 +53,8 @@ from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.preconditioners import Curvature
+from softmax_xp.rows import Rows
+from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import Callback, State, Status, check_callbacks, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.optimizers import Optimizer
@@ -313,20 +315,19 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with backend.context():
             X_device = backend.asarray(X)
             self._check_precision(backend, X_device)
+            row_weight = None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype))
             objective = LinearObjective(
-                backend,
-                X_device,
+                DenseRows(X_device, row_weight, self.workers, backend),
                 backend.asarray(targets, dtype_name(X_device.dtype) if targets.ndim == 2 else None),
                 len(classes),
                 Penalty(strength),
-                None if equal else backend.asarray(weight / weight.mean(), dtype_name(X_device.dtype)),
                 self.fit_intercept,
-                self.workers,
                 RowPass(checked_loss(self.loss), float(self.label_smoothing)),
             )
             start = self._start(objective, classes, where)
-            threads = objective.workspace if is_numpy(X_device) else nullcontext()  # else the host's are free for BLAS
-            # Values that overflow are what the line search comes back from, not news.
+            # On a GPU the threads of the host are free for BLAS.
+            threads = objective.rows.workspace if backend.is_host else nullcontext()
+            # Trial steps may overflow; the line search backtracks, so NumPy's warning is silenced.
             with threads, np.errstate(over="ignore", invalid="ignore"):
                 solution = self._solve(objective, start, callbacks)
             coef, intercept = objective.split(solution.params)
@@ -681,7 +682,7 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "hidden_gap": partial(hidden_gap, objective),
             "convex": objective.row_pass.loss.convex,
         }
-        budget = self._max_memory(objective.X)
+        budget = self._max_memory(objective.rows)
         known = self.__dict__.pop("_class_blocks", None)
         curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
         common["exact_inverse"] = curvature.exact_inverse if objective.row_pass.loss.convex else None
@@ -712,11 +713,11 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return f" Raise max_iter or tol={float(self.tol):g}, or standardise the features."
         return f" Raise tol={float(self.tol):g}{', or fit in float64' if dtype == 'float32' else ''}."
 
-    def _max_memory(self, X: Array) -> int:
+    def _max_memory(self, rows: Rows) -> int:
         """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
         if self.max_memory is not None:
             return int(self.max_memory)
-        return max(256 << 20, int(math.prod(X.shape)) * bytes_of(namespace(X=X), X.dtype))
+        return max(256 << 20, rows.nbytes)
 
     def _coefficients(self) -> tuple[Array, Array]:
         """Return `coef_` (K, D) and `intercept_` (K,), which may have been set by hand.
@@ -806,12 +807,12 @@ def _unless_separated(objective: LinearObjective, solve: Callable[[Callback], St
     the most probable one, and the loss falls towards 0 as the coefficients grow. `solve` takes a callback that ends the
     solve then.
     """
-    xp, weight = objective.backend.xp, objective.sample_weight
+    xp, weight = objective.backend.xp, objective.rows.sample_weight
     least = 1.0 if weight is None else float(xp.min(weight))
     half = float(objective.row_pass.loss.value(np.array(-math.log(2.0))))  # the loss at the probability 1/2
 
     def separated(value: float) -> bool:
-        return value * objective.total_weight < half * least
+        return value * objective.rows.total_weight < half * least
 
     solution = solve(lambda state: separated(state.objective))
     if solution.converged or not separated(solution.objective):

@@ -6,31 +6,26 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 
-import numpy as np
-
 from softmax_xp._arrays import (
     Array,
-    accumulation_dtype,
     block_bytes,
     bytes_of,
     device_of,
-    is_numpy,
     namespace,
     row_blocks,
-    to_numpy,
 )
-from softmax_xp.backend import Backend
 from softmax_xp.kernels import reference
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.losses import Loss
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows import Rows
 
 EPS = {"tf32": 2.0**-10, "bfloat16": 2.0**-7}  # of the factors of products, by their precision
 
 
 class LinearObjective:
-    """Mean loss of softmax(X coef' + intercept), plus an L2 penalty on coef.
+    """Mean loss of softmax(X coef' + intercept), plus a penalty on coef: rows, targets, a loss and a penalty.
 
     f(coef, intercept) = sum_i s_i loss(coef x_i + intercept, t_i) / sum_i s_i + penalty(coef)
 
@@ -40,70 +35,45 @@ class LinearObjective:
 
     Parameters
     ----------
-    backend : Backend
-        Where every array lives.
-    X : array of shape (n_samples, n_features), real floating, finite
+    rows : Rows
+        The features x_i and the weights s_i.
     targets : array of shape (n_samples,) with integers in [0, n_classes), or (n_samples, n_classes) with
-        probabilities in the dtype of X
+        probabilities in the dtype of the features
     n_classes : int, at least 2
     penalty : Penalty
         Without an l1 part, which no solver here minimises.
-    sample_weight : array of shape (n_samples,) in the dtype of X, optional
     fit_intercept : bool, default True
-    workers : int, optional
-        Threads on a CPU; by default as many as the process may use cores. Results do not depend on it.
     row_pass : RowPass
         The loss, the smoothing of labels, and the precision of the matrix products: one of the PRECISIONS of the
-        backend's kernels; "float32" means that of X. Hessian products are always made in that of X. "bfloat16" may
-        keep a rounded copy of X.
+        backend's kernels; "float32" means that of the features. Hessian products are always made in that.
     """
 
     def __init__(
         self,
-        backend: Backend,
-        X: Array,
+        rows: Rows,
         targets: Array,
         n_classes: int,
         penalty: Penalty,
-        sample_weight: Array | None = None,
         fit_intercept: bool = True,
-        workers: int | None = None,
         row_pass: RowPass = PLAIN,
     ) -> None:
         if penalty.has_l1:
             raise ValueError("`penalty` must have no l1 part, which no solver here minimises; pass Penalty(l2=...).")
-        self.backend = backend
-        self.X = X
+        self.rows = rows
+        self.backend = rows.backend
         self.targets = targets
         self.n_classes = n_classes
         self.penalty = penalty
-        self.sample_weight = sample_weight
         self.fit_intercept = fit_intercept
-        self.host_workspace = Workspace(workers)  # for what is always computed by NumPy
-        self.workspace = self.host_workspace if is_numpy(X) else Workspace(1)  # a GPU shares out the work by itself
         self.row_pass = row_pass
-        is_exact = row_pass.precision == "float32"
-        self._rounded = None if is_exact else backend.kernels(X.dtype).factor(X, row_pass.precision)
+        self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, rows.n_features)
         self._curvature_weight: tuple[Array, Array] | None = None  # the last parameters, and the weights there
-        self._feature_scale: Array | None = None
-        self._usual_size: np.ndarray | None = None
-        self.coef_shape: tuple[int, int] = (1 if n_classes == 2 else n_classes, X.shape[1])
-        wide = accumulation_dtype(backend.xp, backend.device)
-        self.total_weight = float(X.shape[0] if sample_weight is None else backend.xp.sum(sample_weight, dtype=wide))
 
     def in_precision(self, precision: str) -> LinearObjective:
         """Return the same objective with matrix products of another precision."""
-        return LinearObjective(
-            self.backend,
-            self.X,
-            self.targets,
-            self.n_classes,
-            self.penalty,
-            self.sample_weight,
-            self.fit_intercept,
-            self.workspace.workers,
-            replace(self.row_pass, precision=precision),
-        )
+        other = copy(self)
+        other.row_pass = replace(self.row_pass, precision=precision)
+        return other
 
     def of_loss(self, loss: Loss) -> LinearObjective:
         """Return the objective of another loss."""
@@ -125,76 +95,34 @@ class LinearObjective:
 
     def value_and_grad(self, params: Array) -> tuple[Array, Array]:
         """Return f, a 0-d array in the widest floating dtype of the device, and its gradient, like `params`."""
-        return self._sum(params, self._factor(), self.targets, self.sample_weight, self.total_weight)
+        return self._mean_of(params, None, self.rows.total_weight)
 
-    def batch_value_and_grad(self, params: Array, rows: Array) -> tuple[Array, Array]:
-        """Return an unbiased estimate of f and its gradient from the rows at the integer indices `rows`."""
-        take = self.backend.xp.take
-        weight = None if self.sample_weight is None else take(self.sample_weight, rows, axis=0)
-        share = rows.shape[0] * (self.total_weight / self.X.shape[0])
-        return self._sum(params, take(self._factor(), rows, axis=0), take(self.targets, rows, axis=0), weight, share)
+    def batch_value_and_grad(self, params: Array, index: Array) -> tuple[Array, Array]:
+        """Return an unbiased estimate of f and its gradient from the rows at the integer indices `index`."""
+        return self._mean_of(params, index, index.shape[0] * (self.rows.total_weight / self.rows.n_rows))
 
     def rounding_error(self, params: Array) -> float:
         """Return the error that rounding may leave in f: of the size of its largest logits."""
         backend = self.backend
         coef, intercept = self.split(params)
-        logits = backend.xp.abs(coef) @ backend.xp.astype(self.feature_scale(), coef.dtype)
+        logits = backend.xp.abs(coef) @ backend.xp.astype(self.rows.feature_scale(), coef.dtype)
         logits = logits if intercept is None else logits + backend.xp.abs(intercept)
-        eps = EPS.get(self.row_pass.precision, float(backend.xp.finfo(self.X.dtype).eps))
+        eps = EPS.get(self.row_pass.precision, float(backend.xp.finfo(self.rows.dtype).eps))
         return eps * (1.0 + float(backend.xp.max(logits)))
-
-    def feature_scale(self) -> Array:
-        """Return the root mean square of each feature over a thousand rows evenly spaced, (n_features,)."""
-        if self._feature_scale is None:
-            xp, sample = self.backend.xp, self._sample()
-            self._feature_scale = xp.sqrt(xp.mean(sample * sample, axis=0))
-        return self._feature_scale
-
-    def usual_size(self) -> np.ndarray:
-        """Return the median of |x| of each feature over a quarter of the sampled rows, (n_features,).
-
-        A few outliers do not change it. A feature whose median is zero has its root mean square instead, over all rows
-        if the sampled ones are all zero.
-        """
-        if self._usual_size is None:
-            xp, usual = self.backend.xp, to_numpy(self.feature_scale()).copy()
-            sizes = np.sort(np.abs(to_numpy(self._sample()[::4, :])), axis=0)  # faster than np.median
-            median = sizes[len(sizes) // 2]
-            usual[median > 0.0] = median[median > 0.0]
-            wide = accumulation_dtype(xp, self.backend.device)
-            rare = np.flatnonzero(usual == 0.0)
-            if rare.size:
-                at, n = self.backend.asarray(rare, "int64"), self.X.shape[0]
-                squares = xp.zeros(rare.size, dtype=wide, device=self.backend.device)
-                for rows in row_blocks(n, 16 * rare.size, block_bytes(self.backend.device)):
-                    columns = xp.astype(xp.take(self.X[rows, :], at, axis=1), wide)
-                    squares += xp.sum(columns * columns, axis=0)
-                usual[rare] = to_numpy(xp.sqrt(squares / n))
-            self._usual_size = usual
-        return self._usual_size
-
-    def _sample(self) -> Array:
-        """Return a thousand rows evenly spaced, (m, n_features), in the widest floating dtype of the device."""
-        xp = self.backend.xp
-        rows = self.X[:: -(-self.X.shape[0] // 1024), :]
-        return xp.astype(rows, accumulation_dtype(xp, self.backend.device), copy=False)
 
     def hessian_product(self, params: Array) -> Callable[[Array], Array]:
         """Return the function that takes a direction, like `params`, to the Hessian at `params` times it."""
-        kernels = self.backend.kernels(self.X.dtype)
-        penalty, row_pass = self.penalty, replace(self.row_pass, precision="float32")
-        at = self.split(params)
+        rows, penalty, row_pass = self.rows, self.penalty, replace(self.row_pass, precision="float32")
+        coef, intercept = self.split(params)
 
         def product(direction: Array) -> Array:
-            along = self.split(direction)
-            sums = kernels.linear_hessian_product(
-                *at, self.X, self.targets, *along, self.sample_weight, row_pass, self.workspace
-            )
+            along, shift = self.split(direction)
+            sums = rows.hessian_product(coef, intercept, self.targets, along, shift, row_pass)
 
-            def of_penalty(rows: slice) -> Array:
-                return penalty.of_classes(rows).hessian_product(along[0][rows, :])
+            def of_penalty(classes: slice) -> Array:
+                return penalty.of_classes(classes).hessian_product(along[classes, :])
 
-            return _mean(sums, self.total_weight, direction, of_penalty, self.workspace)
+            return _mean(sums, rows.total_weight, direction, of_penalty, rows.workspace)
 
         return product
 
@@ -204,21 +132,21 @@ class LinearObjective:
         They are s_i T_i, where T_i is the sum of the effective targets of row i: for cross-entropy the weights of the
         rows, None where these are equal. The last ones are kept.
         """
+        rows, weight = self.rows, self.rows.sample_weight
         if self.row_pass.is_cross_entropy:
-            return self.sample_weight
+            return weight
         if self._curvature_weight is None or self._curvature_weight[0] is not params:
-            xp, n_rows = self.backend.xp, self.X.shape[0]
-            out = xp.empty(n_rows, dtype=self.X.dtype, device=self.backend.device)
+            xp = self.backend.xp
+            out = xp.empty(rows.n_rows, dtype=rows.dtype, device=self.backend.device)
 
-            def add(rows: slice) -> None:
-                _, effective = reference.effective(
-                    self.log_p(self.X[rows, :], params), self.targets[rows, ...], self.row_pass, 1
-                )
+            def add(part: slice) -> None:
+                log_p = self.log_p(rows.part(part), params)
+                _, effective = reference.effective(log_p, self.targets[part, ...], self.row_pass, 1)
                 mass = xp.sum(effective, axis=1)
-                out[rows] = mass if self.sample_weight is None else mass * self.sample_weight[rows]
+                out[part] = mass if weight is None else mass * weight[part]
 
-            row_bytes = 16 * self.n_classes * bytes_of(xp, self.X.dtype)
-            self.workspace.map(add, row_blocks(n_rows, row_bytes, block_bytes(self.backend.device)))
+            row_bytes = 16 * self.n_classes * bytes_of(xp, rows.dtype)
+            rows.workspace.map(add, row_blocks(rows.n_rows, row_bytes, block_bytes(self.backend.device)))
             self._curvature_weight = params, out
         return self._curvature_weight[1]
 
@@ -232,17 +160,11 @@ class LinearObjective:
             logits = xp.concat([xp.zeros_like(logits), logits], axis=1)
         return self.backend.kernels(X.dtype).log_softmax(logits, 1)
 
-    def _factor(self) -> Array:
-        """Return X as a factor of products."""
-        return self.X if self._rounded is None else self._rounded
-
-    def _sum(
-        self, params: Array, factor: Array, targets: Array, weight: Array | None, total: float
-    ) -> tuple[Array, Array]:
+    def _mean_of(self, params: Array, index: Array | None, total: float) -> tuple[Array, Array]:
+        """Return loss and gradient summed over all rows, or those at `index`, divided by `total`, with the penalty."""
         coef, intercept = self.split(params)
-        kernels = self.backend.kernels(self.X.dtype)
-        sums = kernels.linear_sums(coef, intercept, factor, targets, weight, self.row_pass, self.workspace)
-        return penalised_mean(sums, total, coef, self.penalty, self.workspace)
+        sums = self.rows.linear_sums(coef, intercept, self.targets, self.row_pass, index)
+        return penalised_mean(sums, total, coef, self.penalty, self.rows.workspace)
 
 
 def penalised_mean(

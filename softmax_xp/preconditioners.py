@@ -43,7 +43,6 @@ from softmax_xp._arrays import (
     device_of,
     dtype_name,
     is_gpu,
-    is_numpy,
     namespace,
     row_blocks,
     sum_parts,
@@ -52,6 +51,7 @@ from softmax_xp._arrays import (
 from softmax_xp.backend import select_backend
 from softmax_xp.inverses import cholesky, factorise, inverses, with_diagonal
 from softmax_xp.objective import LinearObjective
+from softmax_xp.rows import Rows
 
 # Maps gradients, the rows of an (m, n_params) array, to an estimate of the inverse Hessian times each.
 Preconditioner: TypeAlias = Callable[[Array], Array]
@@ -156,10 +156,10 @@ class Curvature:
         self.objective = objective
         self.max_bytes = max_bytes
         self.blocks = known
-        n_rows, n_features = objective.X.shape
+        n_rows, n_features = objective.rows.n_rows, objective.rows.n_features
         self.n_columns = n_features + objective.fit_intercept
         self.n_sampled = min(n_rows, max(MIN_ROWS, ROWS_PER_FEATURE * self.n_columns))
-        self._ridge = max(RIDGE, 8.0 * float(objective.backend.xp.finfo(objective.X.dtype).eps))
+        self._ridge = max(RIDGE, 8.0 * float(objective.backend.xp.finfo(objective.rows.dtype).eps))
         self._home = objective.backend if is_gpu(objective.backend.device) else select_backend("cpu")  # of matrices
         self._even: Array | None = None
         self._bound: Preconditioner | None = None
@@ -282,9 +282,9 @@ class Curvature:
         of_rows = self.n_sampled * n_columns * (GATHER + GRAM * n_columns / 2)
         work = n_matrices * (of_rows + slower * factor * n_columns**3)
         if n_matrices > 1:
-            work += DRAW * self.objective.X.shape[0] * n_coef
+            work += DRAW * self.objective.rows.n_rows * n_coef
         if n_matrices == 1 and factor == INVERSE and self._few_rows():
-            n_rows = self.objective.X.shape[0]
+            n_rows = self.objective.rows.n_rows
             work = host * (GRAM * n_rows**2 * self.n_columns / 2 + factor * n_rows**3)
         if (n_matrices > 1 or factor > INVERSE) and self._holds_classes():
             work += host * EIGEN * n_coef**3
@@ -294,7 +294,7 @@ class Curvature:
     def _evaluation_work(self) -> float:
         """Return the multiplications that take as long as one evaluation of value and gradient."""
         n_coef, n_features = self.objective.coef_shape
-        return float(self.objective.X.shape[0] * (2.0 * n_features * (n_coef + STREAM) + LOGIT * n_coef))
+        return float(self.objective.rows.n_rows * (2.0 * n_features * (n_coef + STREAM) + LOGIT * n_coef))
 
     def exact_inverse(self, params: Array) -> Preconditioner | None:
         """Return the inverse Hessian at `params` where conjugate gradients without it cost more, else None."""
@@ -344,9 +344,9 @@ class Curvature:
         return diagonal
 
     def _formed_diagonal(self, params: Array) -> np.ndarray:
-        objective, X = self.objective, self.objective.X
-        n, n_features = X.shape
-        device, dtype = objective.backend.device, X.dtype
+        objective, rows_of_fit = self.objective, self.objective.rows
+        n, n_features = rows_of_fit.n_rows, rows_of_fit.n_features
+        device, dtype = objective.backend.device, rows_of_fit.dtype
         if self._unit() is not None:
             dtype = accumulation_dtype(objective.backend.xp, device)
         n_coef = objective.coef_shape[0]
@@ -355,7 +355,7 @@ class Curvature:
         of_rows = objective.curvature_weight(params)
 
         def add(i: int) -> None:
-            part = X[parts[i], :]
+            part = rows_of_fit.part(parts[i])
             weight = None if of_rows is None else of_rows[parts[i]]
             for rows in row_blocks(part.shape[0], 16 * n_features + 64 * len(sums[i]), block_bytes(device)):
                 p = self._probabilities_of(part[rows, :], params)
@@ -365,9 +365,9 @@ class Curvature:
                 sums[i, :, :n_features] += to_numpy(own.T @ (B * B))
                 sums[i, :, n_features:] += to_numpy(objective.backend.xp.sum(own, axis=0))[:, None]
 
-        objective.workspace.map(add, range(len(parts)))
+        objective.rows.workspace.map(add, range(len(parts)))
         penalty, scale = self._scaled(self._squares())
-        diagonal: np.ndarray = sums.sum(axis=0) / objective.total_weight
+        diagonal: np.ndarray = sums.sum(axis=0) / objective.rows.total_weight
         diagonal += np.maximum(penalty, self._ridge * SMALLEST * scale**2)
         return diagonal
 
@@ -378,8 +378,8 @@ class Curvature:
         for which it is not written.
         """
         objective, n_coef = self.objective, self.objective.coef_shape[0]
-        n, n_rows = n_coef * self.n_columns, objective.X.shape[0]
-        if not is_numpy(objective.X) or self._dtype_of_whole() is None or 16 * n_rows * n_coef > self.max_bytes:
+        n, n_rows = n_coef * self.n_columns, objective.rows.n_rows
+        if not objective.backend.is_host or self._dtype_of_whole() is None or 16 * n_rows * n_coef > self.max_bytes:
             return math.inf
         cholesky = CHOLESKY if self._dtype_of_whole() == np.float64 else CHOLESKY / 2.0
         pairs = n_coef + min(n_coef * (n_coef - 1) / 2, likely_pairs)
@@ -402,7 +402,7 @@ class Curvature:
         ridge = max(RIDGE_OF_WHOLE, 8.0 * float(np.finfo(matrix.dtype).eps))
         diagonal = matrix.reshape(-1)[:: len(matrix) + 1]  # a view
         diagonal += ridge
-        while not factorise(matrix.T, self.objective.host_workspace):
+        while not factorise(matrix.T, self.objective.rows.host_workspace):
             ridge *= 100.0
             matrix[...], _ = self._formed_whole(params, negligible)  # for the moment, two matrices
             diagonal += ridge
@@ -438,16 +438,16 @@ class Curvature:
                 block = own if rows.size == len(own) else own[rows]
                 H[b, :, a, :] -= (block * (of_a[rows] * of_b[rows, b])[:, None]).T @ block
 
-        total, of_rows = objective.total_weight, objective.curvature_weight(params)
-        for rows, probabilities in self._probabilities(objective.X, params):
+        total, of_rows = objective.rows.total_weight, objective.curvature_weight(params)
+        for rows, features, probabilities in self._probabilities(objective.rows, params):
             p = np.asarray(probabilities, dtype=dtype)
             if n_coef > 1:  # a sum other than one, by rounding in float32, would make the Hessian indefinite
                 p = p / p.sum(axis=1, keepdims=True)
             Z = np.ones((len(p), n_columns), dtype=dtype)
-            Z[:, :n_features] = objective.X[rows, :]
+            Z[:, :n_features] = features
             Z /= scale
             wp = p / total if of_rows is None else p * (of_rows[rows] / total)[:, None]
-            objective.workspace.map(add, range(n_coef))
+            objective.rows.workspace.map(add, range(n_coef))
         matrix = H.reshape(n_coef * n_columns, -1)
         diagonal = matrix.reshape(-1)[:: len(matrix) + 1]  # a view
         diagonal += np.tile(penalty / scale**2, n_coef)
@@ -479,9 +479,9 @@ class Curvature:
         of its own.
         """
         xp, n_features = self.objective.backend.xp, self.objective.coef_shape[1]
-        A, weight = self._sampled_rows()  # all of them
+        sample, weight = self._sampled_rows()  # all of them
         weight = self._bounding_factor * weight
-        B = to_numpy(A).astype(np.float64)
+        B = to_numpy(sample.part(slice(None))).astype(np.float64)
         centre = weight @ B / weight.sum() if self.objective.fit_intercept else np.zeros(n_features)
         B = (B - centre) * np.sqrt(weight)[:, None]
         penalty = self.objective.penalty.diagonal(n_features)
@@ -521,12 +521,12 @@ class Curvature:
         """Return the inverse of the Kronecker product at `params`: one matrix for the classes, one for the features."""
         backend = self.objective.backend
         xp, wide = backend.xp, accumulation_dtype(backend.xp, backend.device)
-        A, weight = self._sampled_rows(params)
+        sample, weight = self._sampled_rows(params)
         n_coef = self.objective.coef_shape[0]
         squares = n_coef if self._holds_classes() else 0  # else the diagonal of the mean of S_i alone
         mean, product = np.zeros(n_coef), np.zeros((squares, squares))
         traces = []
-        for rows, p in self._probabilities(A, params):
+        for rows, _, p in self._probabilities(sample, params):
             p = xp.astype(p, wide, copy=False)
             w = self._wide(weight[rows])
             mean += to_numpy(w @ (p if squares else p * (1.0 - p)))
@@ -538,7 +538,7 @@ class Curvature:
             sizes, basis = mean, None
         trace = np.concatenate(traces)
         total = float(weight @ trace)
-        gram = self._with_rare(self._gram(A, weight * trace / total if total > 0.0 else weight), self._squares())
+        gram = self._with_rare(self._gram(sample, weight * trace / total if total > 0.0 else weight), self._squares())
         sizes = np.maximum(sizes, max(SMALLEST * sizes.max(), NOTHING))
         of_classes = sizes if basis is None else basis**2 @ sizes
         of_columns = to_numpy(gram if gram.ndim == 1 else namespace(gram=gram).linalg.diagonal(gram))
@@ -557,9 +557,9 @@ class Curvature:
         self._diagonal_in_use = partial(self._diagonal, params)
         objective = self.objective
         xp, n_coef = objective.backend.xp, objective.coef_shape[0]
-        mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.total_weight
+        mean, product, total = np.zeros(n_coef), np.zeros((n_coef, n_coef)), objective.rows.total_weight
         of_rows = objective.curvature_weight(params)
-        for rows, p in self._probabilities(objective.X, params):
+        for rows, _, p in self._probabilities(objective.rows, params):
             wp = p if of_rows is None else p * of_rows[rows][:, None]
             mean += to_numpy(xp.sum(wp, axis=0)).astype(np.float64)
             product += to_numpy(wp.T @ p).astype(np.float64)
@@ -571,15 +571,15 @@ class Curvature:
 
         def form(k: int) -> None:
             ridge = float(self._ridge * sizes[k] if sizes[k] > least else least)
-            gram = self._with_rare(self._gram(objective.X, *drawn[k]), squares[k])
+            gram = self._with_rare(self._gram(objective.rows, *drawn[k]), squares[k])
             blocks[k, ...] = gram + ridge * everywhere
 
-        objective.workspace.map(form, range(n_coef))
+        objective.rows.workspace.map(form, range(n_coef))
         each = 8 * self.n_columns**2
-        at_once = block_bytes(home.device) if is_gpu(home.device) else each * objective.host_workspace.workers
+        at_once = block_bytes(home.device) if is_gpu(home.device) else each * objective.rows.host_workspace.workers
         for classes in row_blocks(n_coef, each, at_once):
             blocks[classes, ...] = self._inverses(blocks[classes, ...])
-        self.blocks = ClassBlocks(basis, blocks, to_numpy(objective.feature_scale()))
+        self.blocks = ClassBlocks(basis, blocks, to_numpy(objective.rows.feature_scale()))
         return self._product(basis, self._multiplied(blocks))
 
     def _known(self, blocks: ClassBlocks) -> bool:
@@ -588,7 +588,7 @@ class Curvature:
         return (
             blocks.inverses.shape == shape
             and 8 * math.prod(shape) <= self.max_bytes
-            and np.array_equal(blocks.feature_scale, to_numpy(self.objective.feature_scale()))
+            and np.array_equal(blocks.feature_scale, to_numpy(self.objective.rows.feature_scale()))
         )
 
     def _drawn(
@@ -599,23 +599,23 @@ class Curvature:
         And the diagonal of the block, (K, D + 1), over all rows.
         """
         objective, xp = self.objective, self.objective.backend.xp
-        n_rows, total = objective.X.shape[0], objective.total_weight
+        n_rows, total = objective.rows.n_rows, objective.rows.total_weight
         n_coef = len(sizes)
-        Q = objective.backend.asarray(basis, dtype_name(objective.X.dtype))
+        Q = objective.backend.asarray(basis, dtype_name(objective.rows.dtype))
         weights = np.empty((n_coef, self.n_sampled))
         index = np.empty(weights.shape, dtype=np.int32 if n_rows < 2**31 else np.int64)
         wide = accumulation_dtype(xp, objective.backend.device)
         passed = xp.full((1, n_coef), 0.5, dtype=wide, device=objective.backend.device)  # the sums of chances
         per_size = self._wide(self.n_sampled / sizes)
         squares = np.zeros((n_coef, self.n_columns))
-        narrow = objective.X.dtype if self._unit() is None else wide
+        narrow = objective.rows.dtype if self._unit() is None else wide
         of_rows = objective.curvature_weight(params)
-        for rows, p in self._probabilities(objective.X, params):
+        for rows, features, p in self._probabilities(objective.rows, params):
             weight = p @ (Q * Q) - (p @ Q) ** 2  # q_k' S_i q_k, (m, K)
             if of_rows is not None:
                 weight = weight * of_rows[rows][:, None]
             weight = xp.where(weight > 0.0, weight, xp.zeros_like(weight))  # but for rounding
-            squares += self._squares_of(objective.X[rows, :], weight, narrow)
+            squares += self._squares_of(features, weight, narrow)
             share = xp.astype(weight, wide, copy=False) / total
             chance = xp.ones_like(share)
             if self.n_sampled < n_rows:
@@ -632,11 +632,12 @@ class Curvature:
         n_drawn = np.minimum(to_numpy(passed[-1, :]), self.n_sampled).astype(int)
         return [(weights[k, :n], index[k, :n]) for k, n in enumerate(n_drawn)], squares / total
 
-    def _probabilities(self, A: Array, params: Array) -> Iterator[tuple[slice, Array]]:
-        """Yield rows of A and their probabilities (m, K)."""
+    def _probabilities(self, rows: Rows, params: Array) -> Iterator[tuple[slice, Array, Array]]:
+        """Yield blocks of rows, their features (m, D) and their probabilities (m, K)."""
         n_coef, device = self.objective.coef_shape[0], self.objective.backend.device
-        for rows in row_blocks(A.shape[0], 4 * n_coef * 8, block_bytes(device)):
-            yield rows, self._probabilities_of(A[rows, :], params)
+        for block in row_blocks(rows.n_rows, 4 * n_coef * 8, block_bytes(device)):
+            features = rows.part(block)
+            yield block, features, self._probabilities_of(features, params)
 
     def _probabilities_of(self, A: Array, params: Array) -> Array:
         """Return the probabilities (m, K) of rows of A; of class 1 alone for two classes.
@@ -653,21 +654,21 @@ class Curvature:
         p = objective.backend.kernels(A.dtype).softmax(logits, 1)[:, int(single) :]
         return xp.where(p > LEAST_PROBABILITY, p, xp.zeros_like(p))
 
-    def _sampled_rows(self, params: Array | None = None) -> tuple[Array, np.ndarray]:
-        """Return rows evenly spaced, (m, D), and their weights.
+    def _sampled_rows(self, params: Array | None = None) -> tuple[Rows, np.ndarray]:
+        """Return rows evenly spaced, and their weights (m,).
 
         These sum to one. With `params` they are those of the curvature there, which for another loss than cross-entropy
         sum to the mean of T_i.
         """
         objective = self.objective
-        stride = -(-objective.X.shape[0] // self.n_sampled)
-        A, own = objective.X[::stride, :], objective.sample_weight
+        sample, spaced = objective.rows.sample(self.n_sampled), objective.rows.spaced(self.n_sampled)
+        own = objective.rows.sample_weight
         of_rows = own if params is None else objective.curvature_weight(params)
         if of_rows is None:
-            return A, np.full(A.shape[0], 1.0 / A.shape[0])
-        weight = to_numpy(of_rows[::stride]).astype(np.float64)
-        total = float(A.shape[0]) if own is None else to_numpy(own[::stride]).astype(np.float64).sum()
-        return A, weight / max(total, 1e-300)
+            return sample, np.full(sample.n_rows, 1.0 / sample.n_rows)
+        weight = to_numpy(of_rows[spaced]).astype(np.float64)
+        total = float(sample.n_rows) if own is None else to_numpy(own[spaced]).astype(np.float64).sum()
+        return sample, weight / max(total, 1e-300)
 
     def _even_gram(self) -> Array:
         """Return the mean of a_i a_i' over the sampled rows, or its diagonal; it does not change during a solve."""
@@ -692,15 +693,16 @@ class Curvature:
         """
         if self._squares_of_all is None:
             objective = self.objective
-            weight = objective.sample_weight
+            weight = objective.rows.sample_weight
             wide = accumulation_dtype(objective.backend.xp, objective.backend.device)
-            sums = self._squares_of(objective.X, None if weight is None else weight[:, None], wide)[0]
+            sums = self._squares_of(objective.rows.part(slice(None)), None if weight is None else weight[:, None], wide)
+            sums = sums[0]
             if not np.isfinite(sums).all():
                 raise ValueError(
                     f"`X` must hold numbers whose squares {dtype_name(wide)} can sum, where `C` is finite; those of "
                     f"column {int(np.argmin(np.isfinite(sums)))} are too large; divide it by a power of ten."
                 )
-            self._squares_of_all = sums / objective.total_weight
+            self._squares_of_all = sums / objective.rows.total_weight
         return self._squares_of_all
 
     def _unit(self) -> np.ndarray | None:
@@ -726,13 +728,13 @@ class Curvature:
             sums[i, :, : X.shape[1]] = to_numpy(own.T @ (B * B))
             sums[i, :, X.shape[1] :] = to_numpy(xp.sum(own, axis=0))[:, None]
 
-        objective.workspace.map(add, range(len(parts)))
+        objective.rows.workspace.map(add, range(len(parts)))
         total: np.ndarray = sums.sum(axis=0)
         return total
 
     def _few_rows(self) -> bool:
         """Return whether there are fewer rows than columns, and three copies of them fit."""
-        n_rows = self.objective.X.shape[0]
+        n_rows = self.objective.rows.n_rows
         return bool(n_rows < self.n_columns and 3 * 8 * n_rows * self.n_columns <= self.max_bytes)
 
     def _holds_matrix(self) -> bool:
@@ -743,35 +745,35 @@ class Curvature:
         """Return whether C x C matrices fit: eigenvectors need several."""
         return bool(4 * 8 * self.objective.coef_shape[0] ** 2 <= self.max_bytes)
 
-    def _gram(self, X: Array, weight: np.ndarray, index: np.ndarray | None = None) -> Array:
-        """Return sum_i weight_i a_i a_i' over the rows of X (or those at `index`), (D + 1, D + 1).
+    def _gram(self, rows: Rows, weight: np.ndarray, index: np.ndarray | None = None) -> Array:
+        """Return sum_i weight_i a_i a_i' over the rows (or those at `index`), (D + 1, D + 1).
 
         Its diagonal (D + 1,) where that is all that fits.
         """
         backend, xp = self.objective.backend, self.objective.backend.xp
         wide = accumulation_dtype(xp, backend.device)
         if len(weight) * self.n_columns**2 > 10 * FREE:  # long enough that float32, where X is in it, saves something
-            wide = X.dtype
+            wide = rows.dtype
         total = accumulation_dtype(xp, backend.device)
         whole = self._holds_matrix()
         # The rows at `index` are those of a class block, each of which a thread forms by itself.
         parts = self._parts_of_gram(len(weight)) if index is None else [slice(0, len(weight))]
         grams = xp.zeros((len(parts), *(self.n_columns,) * (2 if whole else 1)), dtype=total, device=backend.device)
         unit = self._unit()
-        per_unit = None if unit is None else backend.asarray(1.0 / unit[: X.shape[1]], dtype_name(wide))
+        per_unit = None if unit is None else backend.asarray(1.0 / unit[: rows.n_features], dtype_name(wide))
 
         def add(i: int) -> None:
             for block in row_blocks(parts[i].stop - parts[i].start, 8 * self.n_columns, block_bytes(backend.device)):
-                rows = slice(parts[i].start + block.start, parts[i].start + block.stop)
-                B = X[rows, :] if index is None else xp.take(X, backend.asarray(index[rows], "int64"), axis=0)
-                root = backend.asarray(np.sqrt(weight[rows]), dtype_name(wide))[:, None]
+                own_rows = slice(parts[i].start + block.start, parts[i].start + block.stop)
+                B = rows.part(own_rows) if index is None else rows.take(backend.asarray(index[own_rows], "int64"))
+                root = backend.asarray(np.sqrt(weight[own_rows]), dtype_name(wide))[:, None]
                 B = xp.astype(B, wide, copy=False)
                 B = (B if per_unit is None else B * per_unit) * root
                 if self.objective.fit_intercept:
                     B = xp.concat([B, root], axis=1)
                 grams[i, ...] += xp.astype(B.T @ B if whole else xp.sum(B * B, axis=0), total, copy=False)
 
-        self.objective.workspace.map(add, range(len(parts)))
+        self.objective.rows.workspace.map(add, range(len(parts)))
         gram = xp.sum(grams, axis=0)
         own = self._home.asarray(gram, "float64")
         if unit is None:
@@ -808,7 +810,7 @@ class Curvature:
         penalty, scale = self._scaled(grams)
         across, down = scale[:, None, :], scale[:, :, None]
         scaled = with_diagonal(grams, penalty) / across / down
-        return inverses(scaled, self._ridge, self.objective.host_workspace) / across / down
+        return inverses(scaled, self._ridge, self.objective.rows.host_workspace) / across / down
 
     def _multiplied(self, matrices: Array) -> Callable[[Array], Array]:
         """Return the product with (K or 1, D + 1, D + 1) matrices, one for each row of coef and its intercept."""
@@ -818,7 +820,7 @@ class Curvature:
         factors = objective.backend.asarray(matrices, dtype_name(wide))
         if matrices.shape[0] == 1:
             return lambda rows: rows @ factors[0, :, :]
-        n_parts = PARTS if is_numpy(objective.X) and 8 * math.prod(matrices.shape) > WHOLE else 1
+        n_parts = PARTS if objective.backend.is_host and 8 * math.prod(matrices.shape) > WHOLE else 1
         parts = list(row_blocks(self.n_columns, 1, -(-self.n_columns // n_parts)))
 
         def product(rows: Array) -> Array:
@@ -828,7 +830,7 @@ class Curvature:
             def multiply(part: slice) -> None:
                 out[:, part, :] = factors[:, part, :] @ by_class
 
-            objective.workspace.map(multiply, parts)
+            objective.rows.workspace.map(multiply, parts)
             return xp.permute_dims(out, (2, 0, 1))
 
         return product

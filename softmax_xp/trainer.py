@@ -39,10 +39,10 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
-from softmax_xp.data import minibatches
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.models import MLP, Linear, Params
+from softmax_xp.rows.batches import minibatches
 from softmax_xp.solvers import Solution, State, Status, check_callbacks, solve
 from softmax_xp.solvers.optimizers import SGD, Optimizer
 from softmax_xp.solvers.stochastic import MiniBatches

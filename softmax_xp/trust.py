@@ -56,11 +56,11 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     objective : LinearObjective
     params, step : arrays of shape (n_params,)
     """
-    backend, X = objective.backend, objective.X
-    xp, dtype = backend.xp, X.dtype
+    backend, data = objective.backend, objective.rows
+    xp, dtype = backend.xp, data.dtype
     wide = accumulation_dtype(xp, backend.device)
-    n, n_features = X.shape
-    usual = objective.usual_size()
+    n, n_features = data.n_rows, data.n_features
+    usual = data.usual_size()
     (coef, intercept), (along, shift) = (objective.split(xp.astype(x, dtype, copy=False)) for x in (params, step))
     both, n_coef = xp.concat([coef, along], axis=0), coef.shape[0]
     eps, softmax = float(xp.finfo(dtype).eps), backend.kernels(dtype).softmax
@@ -94,7 +94,7 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
     def add(i: int) -> None:
         for block in row_blocks(parts[i].stop - parts[i].start, row_bytes, block_bytes(backend.device)):
             part = slice(parts[i].start + block.start, parts[i].start + block.stop)
-            rows = X[part, :]
+            rows = data.part(part)
             products = both @ rows.T
             z, u = products[:n_coef, :], products[n_coef:, :]  # (K, m)
             if intercept is not None and shift is not None:
@@ -119,13 +119,13 @@ def hidden_gap(objective: LinearObjective, params: Array, step: Array) -> tuple[
                     model, change = p * (u - mean), softmax(z + u, 0) - p
                 else:
                     model, change = changes(z, u, untrusted, part)
-                    weight = xp.take(weights(part, objective.sample_weight), untrusted, axis=0)
+                    weight = xp.take(weights(part, data.sample_weight), untrusted, axis=0)
                 pull = xp.concat([model[-n_coef:, :], (change - model)[-n_coef:, :]], axis=0) * weight
                 pulls[i, :, :] += xp.astype(pull @ rows, wide, copy=False)
                 of_intercepts[i, :] += xp.astype(xp.sum(pull, axis=1), wide, copy=False)
 
-    objective.workspace.map(add, range(len(parts)))
-    uncertain, total = float(xp.sum(w, dtype=wide)), objective.total_weight
+    data.workspace.map(add, range(len(parts)))
+    uncertain, total = float(xp.sum(w, dtype=wide)), data.total_weight
     penalty = objective.penalty.diagonal(n_features) * total
     v, d = (xp.sum(pulls, axis=0)[part, :] for part in (slice(0, n_coef), slice(n_coef, None)))
     curvature = backend.asarray(penalty + LEAST_CURVATURE * uncertain * usual**2 + SMALLEST, dtype_name(wide))

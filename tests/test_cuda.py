@@ -23,6 +23,7 @@ from softmax_xp.kernels.workspace import usable_cores
 from softmax_xp.losses import CROSS_ENTROPY, Focal, GeneralizedCrossEntropy
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 
 ARCHITECTURES = (75, 80, 90, 100, 120)
 CLASSES = (1, 2, 3, 8, 10, 12, 16, 24, 31, 64, 100, 300, 1000, 1023, 3000, 3003, 5000)
@@ -762,7 +763,9 @@ def test_steps_leave_every_product_to_the_kernels(dtype, rng, monkeypatch):
     for model in (sx.Linear(4, 3), sx.MLP([4, 6, 3]), sx.MLP([4, 6, 3], activation="tanh")):
         params = {name: x.astype(dtype).view(WithoutProducts) for name, x in model.params.items()}
         model.value_and_grad(params, X.view(WithoutProducts), y, 0.1)
-    objective = LinearObjective(sx.select_backend("cpu"), X.view(WithoutProducts), y, 3, Penalty(0.1))
+    objective = LinearObjective(
+        DenseRows(X.view(WithoutProducts), backend=sx.select_backend("cpu")), y, 3, Penalty(0.1)
+    )
     objective.batch_value_and_grad(rng.normal(size=15).view(WithoutProducts), np.arange(5))
     with pytest.raises(AssertionError):
         X.view(WithoutProducts) @ X.T

@@ -10,10 +10,10 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 import softmax_xp as sx
-from softmax_xp.backend import backend_of
 from softmax_xp.kernels import blocked
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 
 N, D, C = 200_000, 16, 200
 LOGITS = 4 * N * C  # bytes, in float32
@@ -37,7 +37,7 @@ def model(data):
 
 
 def evaluation(X, y, model, product=False):
-    f = LinearObjective(backend_of(X), X, y, C, Penalty(1e-3), workers=2)
+    f = LinearObjective(DenseRows(X, workers=2), y, C, Penalty(1e-3))
     params = np.concatenate([model.coef_.ravel(), model.intercept_]).astype(np.float64)
     return f.hessian_product(params)(params) if product else f.value_and_grad(params)[1]
 

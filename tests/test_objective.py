@@ -13,12 +13,12 @@ from tolerances import TOLERANCE
 
 from softmax_xp import _arrays
 from softmax_xp._arrays import row_blocks
-from softmax_xp.backend import backend_of
 from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 
 TARGETS = ["labels", "probabilities"]
 
@@ -47,9 +47,8 @@ class Problem:
         return x if np.issubdtype(x.dtype, np.integer) else x.astype(np.float64)
 
     def objective(self, strength=0.3, workers=None):
-        backend = backend_of(self.X)
-        penalty = Penalty(strength)
-        return LinearObjective(backend, self.X, self.t, self.c, penalty, self.weight, self.fit_intercept, workers)
+        rows = DenseRows(self.X, self.weight, workers)
+        return LinearObjective(rows, self.t, self.c, Penalty(strength), self.fit_intercept)
 
     def expected(self, params, strength=0.3):
         """Value and gradient by the oracle, at float64 parameters."""
@@ -235,8 +234,7 @@ def test_a_duplicated_row_is_a_row_of_weight_two(xp, rng):
         twice = once.objective()
         index = xp.asarray([0, 1, 2, 3, 4, 5, 6, 7, 7])
         once.weight = xp.asarray([1.0] * 7 + [2.0], dtype)
-        twice.X, twice.targets = xp.take(once.X, index, axis=0), xp.take(once.t, index, axis=0)
-        twice.total_weight = 9.0
+        twice.rows, twice.targets = DenseRows(xp.take(once.X, index, axis=0)), xp.take(once.t, index, axis=0)
         params = once.given(once.params)
         (value, grad), (expected, expected_grad) = (f.value_and_grad(params) for f in (once.objective(), twice))
         xp.assert_close(value, float(expected), wide(xp), "loss", bound("loss", dtype, float(expected)))

@@ -6,9 +6,9 @@ import numpy as np
 import oracle
 import pytest
 
-from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 
 K, D = 3, 5
 STRENGTHS = ["number", "feature", "class", "coefficient"]
@@ -78,10 +78,10 @@ def test_an_objective_takes_every_shape_of_strength(xp, rng, kind):
     X, y, l2 = rng.normal(size=(40, D)), rng.integers(0, K, 40), strengths(kind, rng)
     for dtype in xp.float_dtypes:
         X_here = xp.asarray(X, dtype)
-        f = LinearObjective(backend_of(X_here), X_here, xp.asarray(y), K, Penalty(given(xp, l2, dtype)))
+        f = LinearObjective(DenseRows(X_here), xp.asarray(y), K, Penalty(given(xp, l2, dtype)))
         params, along = rng.normal(size=(2, K * (D + 1)))
         value, grad = f.value_and_grad(xp.asarray(params, dtype))
-        plain, plain_grad = LinearObjective(backend_of(X_here), X_here, xp.asarray(y), K, Penalty(0.0)).value_and_grad(
+        plain, plain_grad = LinearObjective(DenseRows(X_here), xp.asarray(y), K, Penalty(0.0)).value_and_grad(
             xp.asarray(params, dtype)
         )
         coef = params[: K * D].reshape(K, D)
@@ -110,4 +110,4 @@ def test_an_objective_refuses_what_no_solver_minimises():
     with pytest.raises(
         ValueError, match=r"`penalty` must have no l1 part, which no solver here minimises; pass Penalty"
     ):
-        LinearObjective(backend_of(X), X, np.array([0, 1, 0, 1]), 2, Penalty(0.1, l1=0.1))
+        LinearObjective(DenseRows(X), np.array([0, 1, 0, 1]), 2, Penalty(0.1, l1=0.1))

@@ -12,11 +12,11 @@ from threadpoolctl import threadpool_limits
 
 import softmax_xp as sx
 from softmax_xp import inverses, preconditioners
-from softmax_xp.backend import backend_of
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.preconditioners import Curvature
+from softmax_xp.rows.dense import DenseRows
 
 AMPLE = 1 << 30  # bytes
 DIAGONAL = 1  # bytes: room for no matrix
@@ -37,16 +37,9 @@ class Problem:
         X = X.astype(np.float32).astype(np.float64)  # the same in every dtype
         y, weight = np.arange(len(X)) % c, rng.uniform(0.2, 3, size=len(X)) if weighted else None
         self.xp, self.dtype = xp, xp.float_dtypes[-1]
-        data = (
-            xp.asarray(X),
-            xp.asarray(y),
-            c,
-            Penalty(strength),
-            xp.asarray(weight) if weighted else None,
-            fit_intercept,
-        )
-        self.on_library = LinearObjective(backend_of(data[0]), *data)
-        self.dense = LinearObjective(backend_of(X), X, y, c, Penalty(strength), weight, fit_intercept)
+        rows = DenseRows(xp.asarray(X), xp.asarray(weight) if weighted else None)
+        self.on_library = LinearObjective(rows, xp.asarray(y), c, Penalty(strength), fit_intercept)
+        self.dense = LinearObjective(DenseRows(X, weight), y, c, Penalty(strength), fit_intercept)
         self.n_coef, self.n_features = self.dense.coef_shape
         self.A = np.hstack([X, np.ones((len(X), 1))]) if fit_intercept else X
         self.weight = np.full(len(X), 1 / len(X)) if weight is None else weight / weight.sum()
@@ -80,7 +73,7 @@ class Problem:
     def class_hessians(self, params):
         """diag(p_i) - p_i p_i' of each row, (n, K, K)."""
         coef, intercept = self.dense.split(params)
-        logits = self.dense.X @ coef.T + (0.0 if intercept is None else intercept)
+        logits = self.dense.rows.part(slice(None)) @ coef.T + (0.0 if intercept is None else intercept)
         logits = np.hstack([np.zeros_like(logits), logits]) if self.n_coef == 1 else logits
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p = (p / p.sum(axis=1, keepdims=True))[:, self.n_coef == 1 :]
@@ -250,7 +243,7 @@ def gumbel_problem(rng, n, d, c):
 def optimum(X, y, C=1.0, dtype="float64"):
     """The objective that SoftmaxClassifier minimises, in float64, and its minimum by scikit-learn."""
     X = X.astype(dtype).astype(np.float64)
-    f = LinearObjective(backend_of(X), X, y, len(np.unique(y)), Penalty(1 / (C * len(X))))
+    f = LinearObjective(DenseRows(X), y, len(np.unique(y)), Penalty(1 / (C * len(X))))
     with threadpool_limits(1):  # it is small, and the machine may be busy
         best = LogisticRegression(C=C, solver="newton-cholesky", tol=1e-10, max_iter=200).fit(X, y)
     return f, float(f.value_and_grad(np.concatenate([best.coef_.ravel(), best.intercept_]))[0])
@@ -279,7 +272,9 @@ def degenerate(xp, rng, name, c, strength):
     """A problem of such features, and parameters: zeros, and those that give logits of size one."""
     p = Problem(xp, rng, c=c, X=DEGENERATE[name](rng), strength=strength)
     size = np.ones(p.dense.n_params)
-    size[: p.n_coef * p.n_features] = np.tile(np.maximum(np.abs(p.dense.X).max(axis=0), 1e-8), p.n_coef)
+    size[: p.n_coef * p.n_features] = np.tile(
+        np.maximum(np.abs(p.dense.rows.part(slice(None))).max(axis=0), 1e-8), p.n_coef
+    )
     return p, (np.zeros(p.dense.n_params), 0.3 * rng.normal(size=p.dense.n_params) / size)
 
 
@@ -457,7 +452,7 @@ def no_whole(monkeypatch):
 
 def test_the_bound_is_inverted_once(rng, monkeypatch, no_whole):
     X = rng.normal(size=(50, 40))
-    curvature = Curvature(LinearObjective(backend_of(X), X, np.arange(50) % 3, 3, Penalty(0.1)), AMPLE)
+    curvature = Curvature(LinearObjective(DenseRows(X), np.arange(50) % 3, 3, Penalty(0.1)), AMPLE)
     monkeypatch.setattr(Curvature, "cost", lambda *_: np.inf)
     assert curvature.at(np.zeros(123)) is curvature.at(1e-3 * np.ones(123)) is curvature.bound()
 
@@ -466,7 +461,7 @@ def test_rows_are_drawn_by_their_weight(rng, monkeypatch):
     """Of the rows that have nearly no weight, none; of a row with more than a sample's share, always."""
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     X = np.where(np.arange(5000) % 50 == 7, 0.001, 50.0)[:, None] * rng.choice([-1.0, 1.0], size=(5000, 1))
-    f = LinearObjective(backend_of(X), X, np.arange(5000) % 2, 2, Penalty(1e-3), fit_intercept=False)
+    f = LinearObjective(DenseRows(X), np.arange(5000) % 2, 2, Penalty(1e-3), fit_intercept=False)
     ((weight, rows),), _ = Curvature(f, AMPLE)._drawn(np.ones(1), np.eye(1), np.array([0.25 / 50]))
     np.testing.assert_array_equal(rows, np.arange(7, 5000, 50))
     np.testing.assert_allclose(weight, 0.25 / 5000, rtol=1e-5)
@@ -477,7 +472,7 @@ def test_rows_are_drawn_by_their_weight(rng, monkeypatch):
 
 def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     X, y = rng.normal(size=(1000, 30)), np.arange(1000) % 5
-    f = LinearObjective(backend_of(X), X, y, 5, Penalty(1e-3), fit_intercept=False)
+    f = LinearObjective(DenseRows(X), y, 5, Penalty(1e-3), fit_intercept=False)
     assert Curvature(f, AMPLE).cost(1) == 0.0  # small enough not to count
     monkeypatch.setattr(preconditioners, "FREE", 0.0)
     inverse, eigen, gather = preconditioners.INVERSE, preconditioners.EIGEN, preconditioners.GATHER
@@ -488,7 +483,7 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     assert Curvature(f, AMPLE).cost(5) == pytest.approx(work / evaluation)
     assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
     assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
-    with_intercept = LinearObjective(backend_of(X), X, y, 5, Penalty(1e-3))
+    with_intercept = LinearObjective(DenseRows(X), y, 5, Penalty(1e-3))
     work = 1000 * 31 * (gather + 31 * half) + inverse * 31**3
     assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx(work / evaluation)
     monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
@@ -500,7 +495,7 @@ def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
     assert Curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
     assert Curvature(f, bytes_of_blocks - 1).cost(1) == Curvature(f, AMPLE).cost(1)
     assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * (gather + half) + inverse) / evaluation)
-    narrow = LinearObjective(backend_of(X), X[:, :2], np.arange(1000) % 50, 50, Penalty(1e-3), fit_intercept=False)
+    narrow = LinearObjective(DenseRows(X[:, :2]), np.arange(1000) % 50, 50, Penalty(1e-3), fit_intercept=False)
     assert Curvature(narrow, 4 * 8 * 50**2).cost(50) < math.inf  # the basis of the classes takes the most
     assert Curvature(narrow, 4 * 8 * 50**2 - 1).cost(50) == math.inf
 
@@ -516,7 +511,7 @@ def counted(rng, monkeypatch):
     for constant in ("FREE", "GATHER", "DRAW"):
         monkeypatch.setattr(preconditioners, constant, 0.0)
     X = rng.normal(size=(200, 60))
-    f = LinearObjective(backend_of(X), X, np.arange(200) % 30, 30, Penalty(1e-3))
+    f = LinearObjective(DenseRows(X), np.arange(200) % 30, 30, Penalty(1e-3))
     curvature = Curvature(f, AMPLE)
     assert 2 < curvature.cost(1, preconditioners.EIGEN) < curvature.cost(30) / 4 < 10
     return curvature
@@ -643,7 +638,7 @@ def test_class_blocks_serve_another_objective_of_the_same_features(xp, rng, no_w
     np.testing.assert_array_equal(p.matrix(later.first(params)), made)
     wider = other.params(rng.normal(size=other.dense.n_params))
     assert Curvature(other.on_library, AMPLE, first.blocks).first(wider) is not None  # not those: another shape
-    moved = Problem(xp, rng, X=2.0 * np.asarray(p.dense.X))
+    moved = Problem(xp, rng, X=2.0 * np.asarray(p.dense.rows.part(slice(None))))
     blocks = moved.curvature()
     np.testing.assert_array_equal(
         moved.matrix(Curvature(moved.on_library, AMPLE, first.blocks).first(params)),
@@ -699,7 +694,7 @@ def test_the_finest_that_a_step_is_worth_is_made_at_a_point(xp, rng, monkeypatch
 def test_gradients_keep_their_dtype_and_place(xp, rng, c, max_bytes):
     for data in xp.float_dtypes:
         X = xp.asarray(rng.normal(size=(20, 4)), data)
-        f = LinearObjective(backend_of(X), X, xp.asarray(np.arange(20) % c), c, Penalty(STRENGTH))
+        f = LinearObjective(DenseRows(X), xp.asarray(np.arange(20) % c), c, Penalty(STRENGTH))
         curvature = Curvature(f, max_bytes)
         for dtype in xp.float_dtypes:
             v = rng.normal(size=(3, f.n_params))
@@ -816,7 +811,7 @@ def test_the_whole_hessian_of_float32_needs_no_larger_ridge(rng, monkeypatch):
     tries, factorise = [], preconditioners.factorise
     monkeypatch.setattr(preconditioners, "factorise", lambda *args: tries.append(1) or factorise(*args))
     X = (rng.normal(size=(2000, 12)) * np.logspace(-3, 3, 12)).astype(np.float32)
-    f = LinearObjective(backend_of(X), X, np.arange(2000) % 5, 5, Penalty(1e-9))
+    f = LinearObjective(DenseRows(X), np.arange(2000) % 5, 5, Penalty(1e-9))
     for scale in (0.0, 1e-3):
         Curvature(f, AMPLE).whole((scale * rng.normal(size=f.n_params)).astype(np.float32))
     assert len(tries) == 2
@@ -830,7 +825,7 @@ def test_a_whole_hessian_without_a_cholesky_factor_gets_a_larger_ridge(rng, monk
         return factorise(matrix, workspace) and len(tried) == 3
 
     X, y = rng.normal(size=(60, 3)), np.arange(60) % 3
-    curvature = Curvature(LinearObjective(backend_of(X), X, y, 3, Penalty(1e-3)), AMPLE)
+    curvature = Curvature(LinearObjective(DenseRows(X), y, 3, Penalty(1e-3)), AMPLE)
     params = 0.1 * rng.normal(size=12)
     expected = curvature.whole(params)(params[None, :])
     monkeypatch.setattr(preconditioners, "factorise", fails_twice)
@@ -847,7 +842,7 @@ def test_the_whole_hessian_is_inverted(rng, c, max_bytes, weighted, fit_intercep
     scale = np.logspace(-3, 3, 5)
     X, y = rng.normal(size=(90, 5)) * scale, np.arange(90) % c
     weight = rng.exponential(size=90) if weighted else None
-    f = LinearObjective(backend_of(X), X, y, c, Penalty(1e-3), weight, fit_intercept)
+    f = LinearObjective(DenseRows(X, weight), y, c, Penalty(1e-3), fit_intercept)
     n_coef = f.coef_shape[0]
     params = np.concatenate([(0.5 * rng.normal(size=(n_coef, 5)) / scale).ravel(), np.zeros(n_coef * fit_intercept)])
     curvature = Curvature(f, max_bytes)
@@ -866,7 +861,7 @@ def test_the_diagonal_of_the_hessian_replaces_what_has_aged(rng):
     """One row holds a feature, and has become certain: the bound takes the feature for stiff."""
     X, y = rng.normal(size=(500, 4)), np.arange(500) % 3
     X[7, 2] = 1e6
-    f = LinearObjective(backend_of(X), X, y, 3, Penalty(1e-3))
+    f = LinearObjective(DenseRows(X), y, 3, Penalty(1e-3))
     params = np.zeros(f.n_params)
     params[2:12:4] = [0.0, 1e-3, 0.0]  # the logits of row 7 differ by 1000
     curvature = Curvature(f, 1 << 30)

@@ -7,10 +7,10 @@ import oracle
 import pytest
 
 from softmax_xp import preconditioners
-from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.preconditioners import Curvature
+from softmax_xp.rows.dense import DenseRows
 
 PLENTY, DIAGONAL = 1 << 30, 100  # bytes
 CASES = [{"c": 3}, {"c": 2}, {"c": 3, "weighted": True}]
@@ -25,16 +25,17 @@ def small_samples(monkeypatch):
 def problem(rng, n, c, *, weighted=False):
     X, y = rng.normal(size=(n, 4)) + 1, np.arange(n) % c
     weight = rng.exponential(size=n) if weighted else None
-    return LinearObjective(backend_of(X), X, y, c, Penalty(0.01), weight)
+    return LinearObjective(DenseRows(X, weight), y, c, Penalty(0.01))
 
 
 def drawn_from(f, params):
     """The sizes of the directions of the classes, the weight of each row in their blocks (K, n), and what is drawn."""
     coef, intercept = f.split(params)
-    logits = f.X @ coef.T + intercept
+    X, weight = f.rows.part(slice(None)), f.rows.sample_weight
+    logits = X @ coef.T + intercept
     p = oracle.softmax(logits if len(coef) > 1 else np.hstack([np.zeros_like(logits), logits]))[:, -len(coef) :]
     S = np.einsum("ik,kl->ikl", p, np.eye(len(coef))) - np.einsum("ik,il->ikl", p, p)
-    weight = np.ones(len(f.X)) if f.sample_weight is None else f.sample_weight
+    weight = np.ones(len(X)) if weight is None else weight
     weight = weight / weight.sum()
     sizes, basis = np.linalg.eigh(np.einsum("i,ikl->kl", weight, S))
     sizes = np.maximum(sizes, preconditioners.SMALLEST * sizes.max())
@@ -62,14 +63,15 @@ def test_draws_are_right_in_the_mean(rng, case):
     """Over random orders of the rows, the blocks drawn are those of all rows."""
     f, n, tries = problem(rng, 400, **case), 400, 300
     params = rng.normal(size=f.n_params)
-    X, weight = f.X, f.sample_weight
+    X, weight = f.rows.part(slice(None)), f.rows.sample_weight
     estimates = []
     for _ in range(tries):
         order = rng.permutation(n)
-        f.X, f.sample_weight = X[order], None if weight is None else weight[order]
+        f.rows = DenseRows(X[order], None if weight is None else weight[order])
         _, shares, drawn = drawn_from(f, params)
-        estimates.append([np.einsum("i,ia,ib->ab", w, f.X[index], f.X[index]) for w, index in drawn])
-    full = np.array([np.einsum("i,ia,ib->ab", share, f.X, f.X) for share in shares])
+        estimates.append([np.einsum("i,ia,ib->ab", w, X[order][i], X[order][i]) for w, i in drawn])
+    X = f.rows.part(slice(None))
+    full = np.array([np.einsum("i,ia,ib->ab", share, X, X) for share in shares])
     spread = np.std(estimates, axis=0)
     assert spread[-1].max() > 1e-3 * full[-1].max()  # they are samples
     error = (np.mean(estimates, axis=0) - full) / (spread / np.sqrt(tries) + 1e-12)

@@ -13,6 +13,7 @@ from softmax_xp import backend, estimator
 from softmax_xp._arrays import block_bytes
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 
 # Of a step with one trial: the decrement of its direction, its slope, three numbers of the trial and three of the pair.
 # Each is float64.
@@ -88,7 +89,7 @@ def test_cupy_gets_a_large_array_in_pieces(cupy, tmp_path, monkeypatch):
 def test_cupy_multiplies_twice_a_block_and_no_more(cupy, rng):
     """The gradient of the intercept is a sum over rows by a kernel, not a product with ones."""
     X, y = cupy.asarray(rng.normal(size=(500, 8))), cupy.asarray(rng.integers(0, 3, size=500))
-    objective = LinearObjective(backend.backend_of(X), X, y, 3, Penalty(0.1))
+    objective = LinearObjective(DenseRows(X), y, 3, Penalty(0.1))
     params = cupy.asarray(rng.normal(size=objective.n_params))
     cupy.usage.clear()
     objective.value_and_grad(params)

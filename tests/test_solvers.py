@@ -13,10 +13,10 @@ import pytest
 from tolerances import TOLERANCE
 
 import softmax_xp as sx
-from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.preconditioners import Curvature
+from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import Iterate, State, Status, lbfgs, line_search, newton_cg, solve, stochastic
 from softmax_xp.solvers.descent import Evaluation
 
@@ -81,14 +81,16 @@ def rosenbrock(x):
 
 def softmax_problem(xp, rng, dtype, n=40, d=4, c=3, strength=0.05):
     X, t = xp.asarray(rng.normal(size=(n, d)), dtype), xp.asarray(rng.integers(0, c, size=n))
-    return LinearObjective(backend_of(X), X, t, c, Penalty(strength))
+    return LinearObjective(DenseRows(X), t, c, Penalty(strength))
 
 
 def softmax_grad(xp, f, params):
     """The gradient of a softmax_problem by the oracle."""
     coef, intercept = (xp.to_numpy(x).astype(np.float64) for x in f.split(params))
-    _, grad_coef, grad_intercept = oracle.linear_sums(coef, intercept, xp.to_numpy(f.X), xp.to_numpy(f.targets))
-    n = f.X.shape[0]
+    _, grad_coef, grad_intercept = oracle.linear_sums(
+        coef, intercept, xp.to_numpy(f.rows.part(slice(None))), xp.to_numpy(f.targets)
+    )
+    n = f.rows.n_rows
     return np.concatenate([(grad_coef / n + f.penalty.l2 * coef).ravel(), grad_intercept / n])
 
 
@@ -189,11 +191,11 @@ def test_descent_gap_falls_with_the_steps_and_is_nearly_true(rng):
 def test_descent_params_of_float64_go_on_where_float32_rows_end(rng, method):
     """Parameters wider than the rows reach the float64 optimum of the float32 data as far as their sums allow."""
     X = rng.normal(size=(40, 4)).astype("float32")
-    f = LinearObjective(backend_of(X), X, rng.integers(0, 3, size=40), 3, Penalty(0.05))
+    f = LinearObjective(DenseRows(X), rng.integers(0, 3, size=40), 3, Penalty(0.05))
     solution = method(f, f.value_and_grad, np.zeros(15), tol=1e-11, noise=f.rounding_error)
     assert solution.converged
     assert solution.params.dtype == np.float64
-    wide = LinearObjective(backend_of(X), X.astype("float64"), f.targets, 3, Penalty(0.05))
+    wide = LinearObjective(DenseRows(X.astype("float64")), f.targets, 3, Penalty(0.05))
     best = newton_cg.minimize(wide.value_and_grad, np.zeros(15), wide.hessian_product, tol=1e-14).objective
     assert float(wide.value_and_grad(solution.params)[0]) <= best * (1 + 1e-10)
 
@@ -826,7 +828,7 @@ def test_an_iteration_brings_only_the_scalars_of_the_line_search_to_the_host(tra
     device = strict.Device("device1")
     X = strict.asarray(rng.normal(size=(300, 6)), device=device)
     t = strict.asarray(rng.integers(0, 4, size=300), device=device)
-    f = LinearObjective(backend_of(X), X, t, 4, Penalty(1e-4))
+    f = LinearObjective(DenseRows(X), t, 4, Penalty(1e-4))
     start = strict.zeros(f.n_params, device=device)
     precondition = Curvature(f, 1 << 20).bound() if preconditioned else None
     f.rounding_error(start)

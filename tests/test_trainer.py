@@ -17,9 +17,10 @@ from tolerances import TOLERANCE
 import softmax_xp as sx
 from softmax_xp import _arrays, trainer as module
 from softmax_xp.backend import Backend, backend_of, select_backend
-from softmax_xp.data import minibatches
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.batches import minibatches
+from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import State, lbfgs
 
 
@@ -44,7 +45,7 @@ def minimum(X, y, reg, weight=None, smoothing=0.0):
     c = 3
     if smoothing:
         y = (1 - smoothing) * (np.eye(c)[y] if y.ndim == 1 else y) + smoothing / c
-    f = LinearObjective(backend_of(X), X, y, c, Penalty(reg), weight)
+    f = LinearObjective(DenseRows(X, weight), y, c, Penalty(reg))
     solution = lbfgs.minimize(f.value_and_grad, np.zeros(f.n_params), tol=1e-13)
     assert solution.converged
     return solution.objective

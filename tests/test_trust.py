@@ -6,9 +6,9 @@ import families
 import numpy as np
 import pytest
 
-from softmax_xp.backend import backend_of
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import newton_cg
 from softmax_xp.trust import hidden_gap
 
@@ -25,7 +25,7 @@ def newton_step(objective, params):
 def problem(seed, exponent):
     given = families.outlier(exponent, seed)
     X = given.X / np.abs(given.X).max(axis=0)  # so that the dense Hessian has digits; the penalty goes with it
-    return LinearObjective(backend_of(X), X, given.y, 3, Penalty(1e-9))
+    return LinearObjective(DenseRows(X), given.y, 3, Penalty(1e-9))
 
 
 @pytest.mark.parametrize("exponent", [2, 4])
@@ -47,7 +47,7 @@ def test_the_gap_is_at_most_the_decrement_and_what_is_hidden(seed, exponent):
 
 def test_nothing_is_hidden_where_no_logit_changes_much(rng):
     X = rng.normal(size=(50, 4))
-    objective = LinearObjective(backend_of(X), X, rng.integers(3, size=50), 3, Penalty(0.1))
+    objective = LinearObjective(DenseRows(X), rng.integers(3, size=50), 3, Penalty(0.1))
     params = rng.normal(size=objective.n_params)
     start, end = hidden_gap(objective, params, 1e-3 * rng.normal(size=objective.n_params))
     assert 0.0 <= start < 1e-25
@@ -63,7 +63,7 @@ def test_rows_that_are_nearly_certain_count_in_float32_too(rng):
     X[0] *= 100.0
     hidden = []
     for dtype in ("float32", "float64"):
-        objective = LinearObjective(backend_of(X.astype(dtype)), X.astype(dtype), labels, 3, Penalty(0.0))
+        objective = LinearObjective(DenseRows(X.astype(dtype)), labels, 3, Penalty(0.0))
         params = np.concatenate([np.zeros(9), [20.0, 0.0, 0.0]])  # the probabilities of classes 1 and 2 are 2e-9
         hidden.append(hidden_gap(objective, params, np.concatenate([[0.05, 0.0, 0.0], np.zeros(9)])))
     assert (np.array(hidden[0]) >= 0.9 * np.array(hidden[1])).all()

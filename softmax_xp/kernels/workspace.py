@@ -53,7 +53,7 @@ class Workspace(AbstractContextManager[None]):
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self._workers = workers
+        self.asked = self._workers = workers
         self._threads: list[ThreadPoolExecutor] = []  # of one thread each: an executor of many may start only some
         self._max_threads = sys.maxsize  # how many the system starts, once it has refused one
         self._running: list[Future[None]] = []

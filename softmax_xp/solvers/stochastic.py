@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from softmax_xp._arrays import Array, accumulation_dtype
-from softmax_xp.data import minibatches
 from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import Callback, State, Status, solve
 from softmax_xp.solvers.optimizers import SGD, Adam, AdamW, Optimizer, Params, UpdateRule
@@ -115,7 +114,7 @@ class Epochs(MiniBatches):
         rng: np.random.Generator,
         rough: LinearObjective | None = None,
     ) -> None:
-        backend, n_rows = objective.backend, objective.X.shape[0]
+        backend, n_rows = objective.backend, objective.rows.n_rows
         xp = backend.xp
 
         def split(flat: Array) -> Params:
@@ -126,7 +125,7 @@ class Epochs(MiniBatches):
             return xp.concat([xp.reshape(x, (-1,)) for x in params.values()])
 
         value_and_grad = (rough or objective).batch_value_and_grad
-        batches = minibatches(backend, n_rows, BATCH_SIZE, rng)
+        batches = objective.rows.batches(BATCH_SIZE, rng)
         super().__init__(value_and_grad, batches, optimizer, max_epochs, backend.repeated, split, joined)
         self.objective = objective
         self.tol = tol
@@ -239,9 +238,9 @@ def default_optimizer(name: str, objective: LinearObjective, max_epochs: int) ->
     (Boehning, 1992, doi:10.1007/BF00048682). Adam and AdamW scale the step of each coefficient; their learning rate
     starts where a step changes a logit by about 0.1.
     """
-    xp, n_rows = objective.backend.xp, objective.X.shape[0]
+    xp, n_rows = objective.backend.xp, objective.rows.n_rows
     wide = accumulation_dtype(xp, objective.backend.device)
-    rows = xp.astype(objective.X[:: -(-n_rows // 10_000), :], wide, copy=False)
+    rows = xp.astype(objective.rows.part(objective.rows.spaced(10_000)), wide, copy=False)
     n_steps = -(-n_rows // BATCH_SIZE) * max_epochs
     if name == "sgd":
         curvature = 0.5 * (float(xp.sum(rows * rows)) / rows.shape[0] + 1.0)

@@ -1,4 +1,4 @@
-"""Where rows come from while training: mini-batches drawn without replacement, epoch by epoch."""
+"""The order of the rows in a stochastic solve: mini-batches drawn without replacement, epoch by epoch."""
 
 from __future__ import annotations
 
