@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmax_xp._arrays import Array, to_numpy
+from softmax_xp._arrays import Array, accumulation_dtype, dtype_name, to_numpy
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.rows import Rows
 
@@ -93,7 +93,8 @@ class StandardisedRows(Rows):
 
     def feature_scale(self) -> Array:
         """Return the root mean square of each feature over a thousand rows evenly spaced, (n_features,)."""
-        return self.backend.xp.asarray(self._few_sizes()[0], device=self.backend.device)
+        wide = accumulation_dtype(self.backend.xp, self.backend.device)
+        return self.backend.asarray(self._few_sizes()[0], dtype_name(wide))
 
     def usual_size(self) -> np.ndarray:
         """Return the median of |x| of each feature over these rows, (n_features,), or its root mean square."""
