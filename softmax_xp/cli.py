@@ -56,6 +56,15 @@ class Solver(StrEnum):
     ADAMW = "adamw"
 
 
+class Loss(StrEnum):
+    """Values of --loss."""
+
+    CROSS_ENTROPY = "cross_entropy"
+    GCE = "gce"
+    SCE = "sce"
+    FOCAL = "focal"
+
+
 class Precision(StrEnum):
     """Values of --precision."""
 
@@ -231,6 +240,23 @@ def train(
             rich_help_panel=FIT,
         ),
     ] = None,
+    loss: Annotated[
+        Loss,
+        typer.Option(
+            metavar="<name>",
+            help="What a row costs: cross_entropy; gce or sce, where labels may be wrong; focal. Fits of the last "
+            "three end at a local minimum.",
+            rich_help_panel=FIT,
+        ),
+    ] = Loss.CROSS_ENTROPY,
+    label_smoothing: Annotated[
+        float,
+        typer.Option(
+            metavar="<fraction>",
+            help="Fraction of each label that is spread evenly over the classes.",
+            rich_help_panel=FIT,
+        ),
+    ] = 0.0,
     holdout: Annotated[
         float,
         typer.Option(
@@ -284,7 +310,7 @@ def train(
 ) -> int:
     """Train a classifier, test it on held-out rows, and write it to a file.
 
-    The loss that is printed is the mean cross-entropy plus the penalty. The model
+    The loss that is printed is the mean over the rows plus the penalty. The model
     takes features as they are in the file, also after --standardize.
 
     [bold]Examples[/bold]
@@ -312,6 +338,8 @@ def train(
     check_real(tol, "--tol", low=0.0, include_low=False, high=math.inf, include_high=False, remedy=remedy)
     remedy = "choose a share such as 0.2, or 0 for none"
     check_real(holdout, "--holdout", low=0.0, high=1.0, include_high=False, remedy=remedy)
+    remedy = "choose a share such as 0.1, or 0 for none"
+    check_real(label_smoothing, "--label-smoothing", low=0.0, high=1.0, remedy=remedy)
     select_backend(device)
     _check_writable(output)
     figure = None if plot is None else _figure(plot)
@@ -337,6 +365,8 @@ def train(
         C=C,
         tol=tol,
         class_weight=None if class_weight is None else class_weight.value,
+        loss=loss.value,
+        label_smoothing=label_smoothing,
         max_iter=max_iter,
         random_state=seed,
         solver=solver.value,
@@ -376,12 +406,14 @@ def train(
         size = f"{X.shape[0]} rows, {X.shape[1]} features, {len(model.classes_)} classes"
         lines = [_line("data", f"{table.source}: {size}")]
         lines.append(_line("device", model.device_))
-        lines.append(_line("final loss", f"{model.objective_:.6f}"))
+        of_loss = "" if loss is Loss.CROSS_ENTROPY else f" ({loss.value})"
+        lines.append(_line("final loss", f"{model.objective_:.6f}{of_loss}"))
         lines.append(_line("gradient norm", f"{model.gradient_norm_:.1e}"))
         if math.isinf(model.estimated_gap_):
             lines.append(_line("estimated gap", "unknown"))
         elif not math.isnan(model.estimated_gap_):
-            lines.append(_line("estimated gap", f"{model.estimated_gap_:.1e} above the lowest loss"))
+            lowest = "the lowest loss" if loss is Loss.CROSS_ENTROPY else "a local minimum"
+            lines.append(_line("estimated gap", f"{model.estimated_gap_:.1e} above {lowest}"))
         lines.append(_line("iterations", f"{report['n_iter']} in {seconds:.2f} s"))
         lines.append(_line("train accuracy", f"{report['train_accuracy']:.4f} ({X.shape[0]} rows)"))
         if len(X_test):

@@ -39,12 +39,12 @@ def test_command_tells_what_it_can_measure(python, tmp_path):
         text=True,
         check=True,
     )
-    for name in ("compiled", "eval", "fit", "kernel", "memory", "probe", "sweep"):
+    for name in ("compiled", "eval", "fit", "kernel", "memory", "noise", "probe", "sweep"):
         assert f" {name} " in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["compiled", "eval", "fit", "kernel", "memory", "probe", "sweep"])
+@pytest.mark.parametrize("name", ["compiled", "eval", "fit", "kernel", "memory", "noise", "probe", "sweep"])
 def test_every_command_tells_its_options(name):
     runner = pytest.importorskip("typer.testing").CliRunner()
     from benchmarks.__main__ import app

@@ -243,7 +243,7 @@ def test_options_reach_the_estimator(run, tmp_path):
     iris_csv(tmp_path / "iris.csv")
     options = ["--target", "species", "--C", "inf", "--tol", "0.01", "--max-iter", "50", "--class-weight", "balanced"]
     options += ["--solver", "lbfgs", "--dtype", "float64", "--seed", "5", "--device", "cpu", "--holdout", "0"]
-    options += ["--workers", "1", "--precision", "float32"]
+    options += ["--workers", "1", "--precision", "float32", "--loss", "gce", "--label-smoothing", "0.25"]
     status, out, err = run("train", "iris.csv", *options)
     assert (status, err) == (0, "")
     assert "held-out" not in out
@@ -264,11 +264,24 @@ def test_options_reach_the_estimator(run, tmp_path):
         "workers": 1,
         "max_memory": None,
         "precision": "float32",
-        "label_smoothing": 0.0,
-        "loss": "cross_entropy",
+        "label_smoothing": 0.25,
+        "loss": "gce",
     }
     assert model.coef_.dtype == np.float64
     assert line(out, "data").startswith("iris.csv: 150 rows")
+
+
+@pytest.mark.parametrize("loss", ["gce", "sce", "focal"])
+def test_losses_train(run, tmp_path, loss):
+    iris_csv(tmp_path / "iris.csv")
+    status, out, err = run("train", "iris.csv", "--target", "species", "--loss", loss)
+    assert (status, err) == (0, "")
+    assert line(out, "final loss").endswith(f"({loss})")
+    assert line(out, "estimated gap").endswith("above a local minimum")
+    assert sx.load("model.safetensors").loss == loss
+    status, _, err = run("train", "iris.csv", "--target", "species", "--label-smoothing", "1.5")
+    assert status == 2
+    assert "--label-smoothing" in err
 
 
 @pytest.mark.parametrize("solver", ["sgd", "adam", "adamw"])
