@@ -45,6 +45,8 @@ from softmax_xp._arrays import (
 )
 from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
+from softmax_xp.curvature.hidden_gap import hidden_gap
+from softmax_xp.curvature.timetable import Curvature
 from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
@@ -52,13 +54,11 @@ from softmax_xp.labels import label_array
 from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
-from softmax_xp.preconditioners import Curvature
 from softmax_xp.rows import Rows
 from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import Callback, State, Status, check_callbacks, lbfgs, newton_cg, stochastic
 from softmax_xp.solvers.descent import Evaluation
 from softmax_xp.solvers.optimizers import Optimizer
-from softmax_xp.trust import hidden_gap
 from softmax_xp.validation import checked_features, checked_weights, encoded_targets, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")

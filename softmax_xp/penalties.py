@@ -31,6 +31,11 @@ class Penalty:
     l2: Strength = 0.0
     l1: Strength = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("l2", "l1"):
+            if not is_array(strength := getattr(self, name)):
+                object.__setattr__(self, name, float(strength))
+
     def value(self, coef: Array) -> Array:
         """Return the smooth part, a 0-d array in the widest floating dtype of the device."""
         xp = namespace(coef=coef)
@@ -63,6 +68,8 @@ class Penalty:
 
     def of_classes(self, rows: slice) -> Penalty:
         """Return the penalty of some rows of coef."""
+        if isinstance(self.l2, float) and isinstance(self.l1, float):
+            return self
         return Penalty(_of_classes(self.l2, rows), _of_classes(self.l1, rows))
 
     def diagonal(self, n_features: int) -> np.ndarray:
@@ -89,9 +96,9 @@ def _of_classes(strength: Any, rows: slice) -> Strength:
 
 def _like(strength: Strength, x: Array) -> Strength:
     """Return a strength in the dtype of `x`; a number as it is."""
-    return namespace(x=x).astype(strength, x.dtype, copy=False) if is_array(strength) else strength
+    return strength if isinstance(strength, float) else namespace(x=x).astype(strength, x.dtype, copy=False)
 
 
 def _root(xp: Namespace, strength: Strength) -> Strength:
     """Return sqrt(strength / 2)."""
-    return xp.sqrt(0.5 * strength) if is_array(strength) else math.sqrt(0.5 * strength)
+    return math.sqrt(0.5 * strength) if isinstance(strength, float) else xp.sqrt(0.5 * strength)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
 
-from softmax_xp import preconditioners
+from softmax_xp.curvature.costs import COSTS
+from softmax_xp.curvature.sampling import SMALLEST
+from softmax_xp.curvature.timetable import Curvature
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
-from softmax_xp.preconditioners import Curvature
 from softmax_xp.rows.dense import DenseRows
 
 PLENTY, DIAGONAL = 1 << 30, 100  # bytes
 CASES = [{"c": 3}, {"c": 2}, {"c": 3, "weighted": True}]
 
 
-@pytest.fixture
-def small_samples(monkeypatch):
-    """Samples of fifty rows, of problems of up to five features."""
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 50)
+SMALL_SAMPLES = replace(COSTS, min_rows=50)
 
 
 def problem(rng, n, c, *, weighted=False):
@@ -38,12 +38,11 @@ def drawn_from(f, params):
     weight = np.ones(len(X)) if weight is None else weight
     weight = weight / weight.sum()
     sizes, basis = np.linalg.eigh(np.einsum("i,ikl->kl", weight, S))
-    sizes = np.maximum(sizes, preconditioners.SMALLEST * sizes.max())
+    sizes = np.maximum(sizes, SMALLEST * sizes.max())
     shares = np.einsum("i,ikl,km,lm->mi", weight, S, basis, basis)
-    return sizes, shares, Curvature(f, PLENTY)._drawn(params, basis, sizes)[0]
+    return sizes, shares, Curvature(f, PLENTY, costs=SMALL_SAMPLES)._drawn(params, basis, sizes)[0]
 
 
-@pytest.mark.usefixtures("small_samples")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_draws_take_every_row_of_large_weight_and_a_share_of_the_others(rng, case):
     f = problem(rng, 1000, **case)
@@ -57,7 +56,6 @@ def test_draws_take_every_row_of_large_weight_and_a_share_of_the_others(rng, cas
         assert weights.sum() == pytest.approx(shares[k].sum(), abs=1.01 * sizes[k] / 50)
 
 
-@pytest.mark.usefixtures("small_samples")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_draws_are_right_in_the_mean(rng, case):
     """Over random orders of the rows, the blocks drawn are those of all rows."""

@@ -13,9 +13,9 @@ import pytest
 from tolerances import TOLERANCE
 
 import softmax_xp as sx
+from softmax_xp.curvature.timetable import Curvature
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
-from softmax_xp.preconditioners import Curvature
 from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import Iterate, State, Status, lbfgs, line_search, newton_cg, solve, stochastic
 from softmax_xp.solvers.descent import Evaluation

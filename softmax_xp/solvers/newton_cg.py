@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from softmax_xp._arrays import Array, namespace, to_numpy
-from softmax_xp.preconditioners import Preconditioner
+from softmax_xp.curvature.estimates import Preconditioner
+from softmax_xp.curvature.hidden_gap import TRUSTED_CHANGE
 from softmax_xp.solvers import Callback, State, solve
 from softmax_xp.solvers.descent import Descent, Evaluation
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot
-from softmax_xp.trust import TRUSTED_CHANGE
 
 SMALLEST = 1e-100  # curvature, and inverse of a length, that are numbers to go on with
 SOLVED = 1e-7  # ratio of a residual to the first one, from which the residual of a singular system is rounding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 import softmax_xp as sx
-from softmax_xp import inverses, preconditioners
+from softmax_xp.curvature import estimates, inverses, sampling, timetable, whole
+from softmax_xp.curvature.costs import COSTS, TIMES
+from softmax_xp.curvature.timetable import Curvature
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
-from softmax_xp.preconditioners import Curvature
 from softmax_xp.rows.dense import DenseRows
 
 AMPLE = 1 << 30  # bytes
@@ -50,8 +52,8 @@ class Problem:
         intercept = coef.size + np.arange(self.n_coef)[:, None]
         self.flat = np.hstack([coef, intercept] if fit_intercept else [coef]).ravel()
 
-    def curvature(self, max_bytes=AMPLE):
-        return Curvature(self.on_library, max_bytes)
+    def curvature(self, max_bytes=AMPLE, **options):
+        return Curvature(self.on_library, max_bytes, costs=replace(COSTS, **options))
 
     def params(self, flat):
         """An array of the library."""
@@ -111,13 +113,19 @@ class Problem:
         assert error.max() < TOLERANCE[self.dtype]
 
 
+def matrices_as_on_a_gpu(monkeypatch):
+    """Let matrices be kept, and inverted, where the data are."""
+    for module in (sampling, estimates, timetable):
+        monkeypatch.setattr(module, "is_gpu", lambda device: True)
+
+
 @pytest.fixture(params=["host", "device"])
 def home(request, xp, monkeypatch):
     """Matrices are where they are on this library, or with its data as on a GPU, where they are inverted by halves."""
     if request.param == "device":
         if "float64" not in xp.float_dtypes:
             pytest.skip(f"{xp} has no float64, which every GPU has")
-        monkeypatch.setattr(preconditioners, "is_gpu", lambda device: True)
+        matrices_as_on_a_gpu(monkeypatch)
         monkeypatch.setattr(inverses, "ON_HOST", 2)
 
 
@@ -224,11 +232,11 @@ def test_what_does_not_fit_is_never_made(xp, rng, c, monkeypatch):
     full, made = p.matrix(p.curvature().kronecker(params)), []
     np.testing.assert_array_equal(p.matrix(p.curvature(fits).kronecker(params)), full)
     monkeypatch.setattr(inverses, "cholesky", None)  # so that no matrix can be inverted
-    monkeypatch.setattr(preconditioners, "factorise", None)
+    monkeypatch.setattr(whole, "factorise", None)
     for max_bytes in (DIAGONAL, fits - 1):
         curvature = p.curvature(max_bytes)
         made += [curvature.bound(), curvature.kronecker(params), curvature.first(params), curvature.at(params)]
-        makers = [curvature.due(1.0, 1.0, 1e-9) for _ in range(3 * preconditioners.FIRST_LOOK)]
+        makers = [curvature.due(1.0, 1.0, 1e-9) for _ in range(3 * TIMES.first_look)]
         assert any(makers)  # the diagonal at a point is better than that of the bound
         made += [make(params) for make in makers if make is not None]
     for product in made:
@@ -326,15 +334,14 @@ def test_products_with_gradients_are_descent_directions_whatever_the_features(xp
 
 @pytest.mark.parametrize("c", [2, 3])
 @pytest.mark.parametrize("max_bytes", [AMPLE, DIAGONAL])
-def test_products_are_finite_where_the_model_is_sure_of_every_row(xp, rng, c, max_bytes, monkeypatch):
+def test_products_are_finite_where_the_model_is_sure_of_every_row(xp, rng, c, max_bytes):
     """No row has any weight, and none can be drawn by it."""
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     p = Problem(xp, rng, X=np.sign(rng.normal(size=(300, 1))) + 0.01 * rng.normal(size=(300, 3)), c=c)
     params = np.zeros(p.dense.n_params)
     params[:1] = 1e4  # the logit of the one class grows with the first feature
     params[3:4] = -1e4 if c == 3 else 0.0  # that of another falls
     assert p.class_hessians(params).max() == 0
-    curvature, params = p.curvature(max_bytes), p.params(params)
+    curvature, params = p.curvature(max_bytes, min_rows=100), p.params(params)
     for product in (curvature.kronecker(params), curvature.class_blocks(params), curvature.first(params)):
         assert along(p, product, rng.normal(size=p.dense.n_params)) > 0
 
@@ -355,21 +362,20 @@ def test_repeated_features_are_fitted_in_any_precision(xp, rng, solver, C):
 
 @pytest.mark.parametrize("sure", [False, True])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_blocks_of_a_sample_are_near_those_of_all_rows(xp, rng, sure, weighted, monkeypatch):
+def test_blocks_of_a_sample_are_near_those_of_all_rows(xp, rng, sure, weighted):
     n, d = 8000, 5
     X = rng.normal(size=(n, d)) @ (np.eye(d) + 0.3)
     p = Problem(xp, rng, X=X, c=4, weighted=weighted, strength=1e-9)
     params = (100.0 if sure else 0.3) * rng.normal(size=p.dense.n_params)
     directions = rng.normal(size=(20, p.dense.n_params))
 
-    def sizes():
-        product = p.curvature().class_blocks(p.params(params))
+    def sizes(**options):
+        product = p.curvature(**options).class_blocks(p.params(params))
         return np.sum(directions * xp.to_numpy(product(xp.asarray(directions))), axis=1)
 
-    whole = sizes()
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 400)
-    assert p.curvature().n_sampled == 400 < n
-    np.testing.assert_allclose(sizes(), whole, rtol=0.3)
+    of_all = sizes()
+    assert p.curvature(min_rows=400).n_sampled == 400 < n
+    np.testing.assert_allclose(sizes(min_rows=400), of_all, rtol=0.3)
     trace = p.weight * np.trace(p.class_hessians(params), axis1=1, axis2=2)
     effective = trace.sum() ** 2 / (trace**2).sum()  # rows that count
     if sure:  # twenty times fewer in an even sample, and too few to form a matrix
@@ -379,15 +385,14 @@ def test_blocks_of_a_sample_are_near_those_of_all_rows(xp, rng, sure, weighted, 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 20.0])
 @pytest.mark.parametrize("sampled", [100, 10**6])
 def test_rows_drawn_for_a_block_weigh_as_much_as_it(xp, rng, scale, sampled, monkeypatch):
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", sampled)
-    monkeypatch.setattr(preconditioners, "block_bytes", lambda device: 50_000)  # several blocks of rows
+    monkeypatch.setattr(sampling, "block_bytes", lambda device: 50_000)  # several blocks of rows
     p = Problem(xp, rng, n=3000, c=4, weighted=True)
     params = scale * rng.normal(size=p.dense.n_params)
     params = params.astype(np.float32).astype(np.float64)
     S = p.class_hessians(params)
     sizes, Q = np.linalg.eigh(np.tensordot(p.weight, S, axes=1))
-    curvature = p.curvature()
-    drawn, squares = curvature._drawn(p.params(params), Q, np.maximum(sizes, preconditioners.SMALLEST * sizes.max()))
+    curvature = p.curvature(min_rows=sampled)
+    drawn, squares = curvature._drawn(p.params(params), Q, np.maximum(sizes, sampling.SMALLEST * sizes.max()))
     assert len(drawn) == len(squares) == 4
     for (weight, rows), own, size, q in list(zip(drawn, squares, sizes, Q.T, strict=True))[1:]:
         exact = p.weight * np.einsum("k,ikl,l->i", q, S, q)
@@ -404,13 +409,12 @@ def test_rows_drawn_for_a_block_weigh_as_much_as_it(xp, rng, scale, sampled, mon
 
 @pytest.mark.parametrize("name", ["bound", "kronecker", "class_blocks"])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_features_that_a_sample_has_missed_keep_their_curvature(xp, rng, name, weighted, monkeypatch):
+def test_features_that_a_sample_has_missed_keep_their_curvature(xp, rng, name, weighted):
     """One row in a hundred has a feature, and no row of the sample: the diagonal is that of all rows all the same."""
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 50)
     X = rng.normal(size=(3000, 4))
     X[:, 2] = np.arange(3000) % 100 == 7  # every 60th row is sampled, from the first on
     p = Problem(xp, rng, X=X, c=3, weighted=weighted)
-    curvature, at = p.curvature(), p.params(np.zeros(p.dense.n_params))
+    curvature, at = p.curvature(min_rows=50), p.params(np.zeros(p.dense.n_params))
     assert curvature.n_sampled == 50
     make = curvature.bound() if name == "bound" else getattr(curvature, name)(at)
     exact = {"bound": 0.5, "kronecker": 1 / 3, "class_blocks": 1 / 3}[name] * (p.weight @ p.A[:, 2] ** 2)
@@ -457,12 +461,12 @@ def test_the_bound_is_inverted_once(rng, monkeypatch, no_whole):
     assert curvature.at(np.zeros(123)) is curvature.at(1e-3 * np.ones(123)) is curvature.bound()
 
 
-def test_rows_are_drawn_by_their_weight(rng, monkeypatch):
+def test_rows_are_drawn_by_their_weight(rng):
     """Of the rows that have nearly no weight, none; of a row with more than a sample's share, always."""
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
     X = np.where(np.arange(5000) % 50 == 7, 0.001, 50.0)[:, None] * rng.choice([-1.0, 1.0], size=(5000, 1))
     f = LinearObjective(DenseRows(X), np.arange(5000) % 2, 2, Penalty(1e-3), fit_intercept=False)
-    ((weight, rows),), _ = Curvature(f, AMPLE)._drawn(np.ones(1), np.eye(1), np.array([0.25 / 50]))
+    curvature = Curvature(f, AMPLE, costs=replace(COSTS, min_rows=100))
+    ((weight, rows),), _ = curvature._drawn(np.ones(1), np.eye(1), np.array([0.25 / 50]))
     np.testing.assert_array_equal(rows, np.arange(7, 5000, 50))
     np.testing.assert_allclose(weight, 0.25 / 5000, rtol=1e-5)
 
@@ -470,34 +474,37 @@ def test_rows_are_drawn_by_their_weight(rng, monkeypatch):
 # What they cost, and when they are made.
 
 
-def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng, monkeypatch):
+def test_cost_counts_evaluations_and_knows_what_does_not_fit(rng):
     X, y = rng.normal(size=(1000, 30)), np.arange(1000) % 5
     f = LinearObjective(DenseRows(X), y, 5, Penalty(1e-3), fit_intercept=False)
     assert Curvature(f, AMPLE).cost(1) == 0.0  # small enough not to count
-    monkeypatch.setattr(preconditioners, "FREE", 0.0)
-    inverse, eigen, gather = preconditioners.INVERSE, preconditioners.EIGEN, preconditioners.GATHER
-    half, draw = preconditioners.GRAM / 2, 1000 * 5 * preconditioners.DRAW
-    evaluation = 1000 * (2 * 30 * (5 + preconditioners.STREAM) + 5 * preconditioners.LOGIT)
+    costs = replace(COSTS, free=0.0)
+
+    def curvature(f, max_bytes):
+        return Curvature(f, max_bytes, costs=costs)
+
+    inverse, eigen, gather = COSTS.inverse, COSTS.eigen, COSTS.gather
+    half, draw = COSTS.gram / 2, 1000 * 5 * COSTS.draw
+    evaluation = 1000 * (2 * 30 * (5 + COSTS.stream) + 5 * COSTS.logit)
     gram, of_classes = 1000 * 30 * (gather + 30 * half), eigen * 5**3
     work = 5 * (gram + inverse * 30**3) + draw + of_classes
-    assert Curvature(f, AMPLE).cost(5) == pytest.approx(work / evaluation)
-    assert Curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
-    assert Curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
+    assert curvature(f, AMPLE).cost(5) == pytest.approx(work / evaluation)
+    assert curvature(f, AMPLE).cost(1) == pytest.approx((gram + inverse * 30**3) / evaluation)
+    assert curvature(f, AMPLE).cost(1, eigen) == pytest.approx((gram + eigen * 30**3 + of_classes) / evaluation)
     with_intercept = LinearObjective(DenseRows(X), y, 5, Penalty(1e-3))
     work = 1000 * 31 * (gather + 31 * half) + inverse * 31**3
-    assert Curvature(with_intercept, AMPLE).cost(1) == pytest.approx(work / evaluation)
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 100)
-    monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 4)
+    assert curvature(with_intercept, AMPLE).cost(1) == pytest.approx(work / evaluation)
+    costs = replace(costs, min_rows=100, rows_per_feature=4)
     work = 120 * 30 * (gather + 30 * half) + inverse * 30**3
-    assert Curvature(f, AMPLE).cost(1) == pytest.approx(work / evaluation)
+    assert curvature(f, AMPLE).cost(1) == pytest.approx(work / evaluation)
     bytes_of_blocks = 5 * (8 * 30**2 + 12 * 120)  # and the rows drawn for them, with their weights
-    assert Curvature(f, bytes_of_blocks).cost(5) == Curvature(f, AMPLE).cost(5)
-    assert Curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
-    assert Curvature(f, bytes_of_blocks - 1).cost(1) == Curvature(f, AMPLE).cost(1)
-    assert Curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * (gather + half) + inverse) / evaluation)
+    assert curvature(f, bytes_of_blocks).cost(5) == curvature(f, AMPLE).cost(5)
+    assert curvature(f, bytes_of_blocks - 1).cost(5) == math.inf
+    assert curvature(f, bytes_of_blocks - 1).cost(1) == curvature(f, AMPLE).cost(1)
+    assert curvature(f, DIAGONAL).cost(1) == pytest.approx((120 * (gather + half) + inverse) / evaluation)
     narrow = LinearObjective(DenseRows(X[:, :2]), np.arange(1000) % 50, 50, Penalty(1e-3), fit_intercept=False)
-    assert Curvature(narrow, 4 * 8 * 50**2).cost(50) < math.inf  # the basis of the classes takes the most
-    assert Curvature(narrow, 4 * 8 * 50**2 - 1).cost(50) == math.inf
+    assert curvature(narrow, 4 * 8 * 50**2).cost(50) < math.inf  # the basis of the classes takes the most
+    assert curvature(narrow, 4 * 8 * 50**2 - 1).cost(50) == math.inf
 
 
 def slow(curvature, n_calls, fall, target):
@@ -506,70 +513,68 @@ def slow(curvature, n_calls, fall, target):
 
 
 @pytest.fixture
-def counted(rng, monkeypatch):
+def counted(rng):
     """A problem small enough to be quick, where work counts: the Kronecker product costs less than the blocks."""
-    for constant in ("FREE", "GATHER", "DRAW"):
-        monkeypatch.setattr(preconditioners, constant, 0.0)
     X = rng.normal(size=(200, 60))
     f = LinearObjective(DenseRows(X), np.arange(200) % 30, 30, Penalty(1e-3))
-    curvature = Curvature(f, AMPLE)
-    assert 2 < curvature.cost(1, preconditioners.EIGEN) < curvature.cost(30) / 4 < 10
+    curvature = Curvature(f, AMPLE, costs=replace(COSTS, free=0.0, gather=0.0, draw=0.0))
+    assert 2 < curvature.cost(1, COSTS.eigen) < curvature.cost(30) / 4 < 10
     return curvature
 
 
 def between(curvature, fall, gap):
     """The target at which a gap that falls so is worth the Kronecker product, and not the class blocks."""
-    iterations = math.sqrt(curvature.cost(1, preconditioners.EIGEN) * curvature.cost(30))
+    iterations = math.sqrt(curvature.cost(1, COSTS.eigen) * curvature.cost(30))
     return gap * fall**iterations
 
 
 def test_a_gap_that_falls_slowly_brings_the_class_blocks(counted):
-    n = preconditioners.FIRST_LOOK
-    later = math.ceil(n * preconditioners.LATER)
+    n = TIMES.first_look
+    later = math.ceil(n * TIMES.look_growth)
     made = slow(counted, n + later, 0.99, 1e-8)
     assert [i for i, make in enumerate(made, 1) if make is not None] == [n, n + later]
     assert made[n - 1] == made[-1] == counted.class_blocks
 
 
 def test_a_gap_that_does_not_fall_brings_the_class_blocks(counted):
-    assert slow(counted, preconditioners.FIRST_LOOK, 1.0, 1e-8)[-1] == counted.class_blocks
+    assert slow(counted, TIMES.first_look, 1.0, 1e-8)[-1] == counted.class_blocks
 
 
-def test_no_more_is_saved_than_the_steps_that_are_foreseen(counted, monkeypatch):
-    n, later = preconditioners.FIRST_LOOK, math.ceil(preconditioners.FIRST_LOOK * preconditioners.LATER)
-    costs = np.array([counted.cost(1, preconditioners.EIGEN), counted.cost(30)])
-    monkeypatch.setattr(preconditioners, "MOST_TO_COME", 0.9 * costs[0])
+def test_no_more_is_saved_than_the_steps_that_are_foreseen(counted):
+    n, later = TIMES.first_look, math.ceil(TIMES.first_look * TIMES.look_growth)
+    costs = np.array([counted.cost(1, COSTS.eigen), counted.cost(30)])
+    counted.times = replace(TIMES, most_to_come=0.9 * costs[0])
     assert slow(counted, n, 1.0, 1e-8) == [None] * n
-    monkeypatch.setattr(preconditioners, "MOST_TO_COME", 0.9 * costs[1])
+    counted.times = replace(TIMES, most_to_come=0.9 * costs[1])
     assert slow(counted, n, 1.0, 1e-8)[0] == counted.kronecker  # asked for at each step, once there were enough
-    monkeypatch.setattr(preconditioners, "MOST_TO_COME", 1.1 * costs[1])
+    counted.times = replace(TIMES, most_to_come=1.1 * costs[1])
     assert slow(counted, later, 1.0, 1e-8)[later - n] == counted.class_blocks
 
 
 def test_gains_that_fall_fast_bring_nothing_whatever_the_estimate_of_the_gap(counted):
-    n = preconditioners.FIRST_LOOK
+    n = TIMES.first_look
     target = 0.1**n
     assert [counted.due(0.1**i, (1 + i) * target, target) for i in range(n + 1)] == [None] * (n + 1)
 
 
 def test_gains_that_do_not_fall_bring_the_class_blocks_whatever_the_estimate_of_the_gap(counted):
-    n = preconditioners.FIRST_LOOK
+    n = TIMES.first_look
     target = 0.1**n
     assert [counted.due(-float(i), 0.5 * 0.1**i, target) for i in range(n)][-1] == counted.class_blocks
 
 
 def test_the_whole_hessian_is_made_anew_after_a_share_of_its_cost(counted, monkeypatch):
-    monkeypatch.setattr(preconditioners, "MOST_TO_COME_OF_WHOLE", math.inf)
+    counted.times = replace(TIMES, most_to_come_of_whole=math.inf)
     monkeypatch.setattr(Curvature, "cost_of_whole", lambda *args: 100.0)
     made = [i for i, make in enumerate(slow(counted, 400, 1.0, 1e-8), 1) if getattr(make, "func", None)]
-    first = math.ceil(preconditioners.EARNED * 100.0)
+    first = math.ceil(TIMES.earned * 100.0)
     assert len(made) > 3
     assert first <= made[0] <= 2 * first
-    assert set(np.diff(made)) == {round(preconditioners.AGED_WHOLE * 100.0)}
+    assert set(np.diff(made)) == {round(TIMES.whole_age * 100.0)}
 
 
 def test_a_gap_that_falls_fast_brings_nothing(counted):
-    n = preconditioners.FIRST_LOOK
+    n = TIMES.first_look
     assert slow(counted, 50, 0.1, 0.1 ** (n + 1)) == [None] * 50
 
 
@@ -580,39 +585,39 @@ def test_a_gap_that_is_small_enough_brings_nothing(counted):
 
 
 def test_kronecker_comes_where_the_class_blocks_are_too_dear(counted):
-    n, fall = preconditioners.FIRST_LOOK, 0.5
+    n, fall = TIMES.first_look, 0.5
     assert slow(counted, n, fall, between(counted, fall, fall ** (n - 1)))[-1] == counted.kronecker
-    n = math.ceil(n * preconditioners.LATER)
+    n = math.ceil(n * TIMES.look_growth)
     assert slow(counted, n, 0.99, 1e-8)[-1] == counted.class_blocks  # a finer one comes after it
 
 
 def test_kronecker_never_comes_after_the_class_blocks(counted):
-    n, fall = preconditioners.FIRST_LOOK, 0.5
+    n, fall = TIMES.first_look, 0.5
     assert slow(counted, n, 0.99, 1e-8)[-1] == counted.class_blocks
-    n = math.ceil(n * preconditioners.LATER)
+    n = math.ceil(n * TIMES.look_growth)
     assert slow(counted, n, fall, between(counted, fall, fall ** (n - 1))) == [None] * n
 
 
-def test_kronecker_never_comes_after_a_warm_start(counted, monkeypatch):
-    monkeypatch.setattr(preconditioners, "WARM", math.inf)
-    n, fall = preconditioners.FIRST_LOOK, 0.5
+def test_kronecker_never_comes_after_a_warm_start(counted):
+    counted.times = replace(TIMES, warm_estimate=math.inf)
+    n, fall = TIMES.first_look, 0.5
     counted.first(np.ones(counted.objective.n_params))
     assert slow(counted, n, fall, between(counted, fall, fall ** (n - 1))) == [None] * n
 
 
-def test_first_is_the_bound_from_zeros_and_the_blocks_from_a_warm_start(xp, rng, monkeypatch, no_whole):
+def test_first_is_the_bound_from_zeros_and_the_blocks_from_a_warm_start(xp, rng, no_whole):
     p = Problem(xp, rng)
     cold, warm = p.params(np.zeros(p.dense.n_params)), p.params(rng.normal(size=p.dense.n_params))
     curvature = p.curvature()
     bound, blocks = p.matrix(curvature.bound()), p.matrix(curvature.class_blocks(warm))
     np.testing.assert_array_equal(p.matrix(p.curvature().first(cold)), bound)
     np.testing.assert_array_equal(p.matrix(p.curvature().first(warm)), blocks)
-    monkeypatch.setattr(preconditioners, "FREE", 0.0)
-    monkeypatch.setattr(preconditioners, "WARM", 0.0)
-    np.testing.assert_array_equal(p.matrix(p.curvature().first(warm)), bound)
-    monkeypatch.setattr(preconditioners, "CHEAP", 0.0)
-    assert p.curvature().first(cold) is None
-    assert p.curvature().first(warm) is None
+    curvature = p.curvature(free=0.0)
+    curvature.times = replace(TIMES, warm_estimate=0.0)
+    np.testing.assert_array_equal(p.matrix(curvature.first(warm)), bound)
+    curvature.times = replace(TIMES, warm_estimate=0.0, first_estimate=0.0)
+    assert curvature.first(cold) is None
+    assert curvature.first(warm) is None
 
 
 def test_of_uncorrelated_features_the_scales_are_enough(xp, rng):
@@ -623,7 +628,7 @@ def test_of_uncorrelated_features_the_scales_are_enough(xp, rng):
     diagonal, whole = flat.matrix(curvature.first(zeros)), flat.matrix(flat.curvature().bound())
     np.testing.assert_allclose(diagonal, flat.matrix(flat.curvature(DIAGONAL).bound()), rtol=1e-5)
     assert np.abs(diagonal - whole).max() > 1e-3 * np.abs(whole).max()
-    assert not any(curvature.due(1.0, 1.0, 1e-9) for _ in range(preconditioners.PATIENCE - 1))
+    assert not any(curvature.due(1.0, 1.0, 1e-9) for _ in range(TIMES.patience - 1))
     assert curvature.due(1.0, 1.0, 1e-9) is not None
     np.testing.assert_array_equal(mixed.matrix(mixed.curvature().first(zeros)), mixed.matrix(mixed.curvature().bound()))
 
@@ -674,18 +679,17 @@ def test_at_zero_the_hessian_is_a_kronecker_product(xp, rng):
     )
 
 
-def test_the_finest_that_a_step_is_worth_is_made_at_a_point(xp, rng, monkeypatch, no_whole):
+def test_the_finest_that_a_step_is_worth_is_made_at_a_point(xp, rng, no_whole):
     p = Problem(xp, rng, n=200, d=8, c=30)
-    params, curvature = p.params(0.3 * rng.normal(size=p.dense.n_params)), p.curvature()
-    monkeypatch.setattr(preconditioners, "FREE", 0.0)
-    costs = curvature.cost(30), curvature.cost(1, preconditioners.EIGEN)
+    params, curvature = p.params(0.3 * rng.normal(size=p.dense.n_params)), p.curvature(free=0.0)
+    costs = curvature.cost(30), curvature.cost(1, COSTS.eigen)
     assert 0 < costs[1] < costs[0]
     for worth, expected in (
         (costs[0], curvature.class_blocks(params)),
         (costs[1], curvature.kronecker(params)),
         (0.0, curvature.bound()),
     ):
-        monkeypatch.setattr(preconditioners, "NEWTON", worth)
+        curvature.times = replace(TIMES, newton_estimate=worth)
         np.testing.assert_array_equal(p.matrix(curvature.at(params)), p.matrix(expected))
 
 
@@ -750,12 +754,10 @@ def test_units_of_the_features_do_not_change_the_number_of_steps(rng, name):
 @pytest.mark.parametrize("xp", ["strict-device1"], indirect=True)
 @pytest.mark.parametrize("c", [2, 3])
 def test_a_gpu_keeps_matrices_and_what_it_has_of_every_row(xp, rng, c, monkeypatch, transfers):
-    monkeypatch.setattr(preconditioners, "is_gpu", lambda device: True)
+    matrices_as_on_a_gpu(monkeypatch)
     monkeypatch.setattr(inverses, "ON_HOST", 8)
-    monkeypatch.setattr(preconditioners, "MIN_ROWS", 50)
     p = Problem(xp, rng, n=3000, c=c, X=rng.normal(size=(3000, 20)))
-    monkeypatch.setattr(preconditioners, "ROWS_PER_FEATURE", 2)
-    curvature, params = p.curvature(), p.params(0.3 * rng.normal(size=p.dense.n_params))
+    curvature, params = p.curvature(min_rows=50, rows_per_feature=2), p.params(0.3 * rng.normal(size=p.dense.n_params))
     transfers.clear()
     bound, blocks = curvature.bound(), curvature.class_blocks(params)
     drawn = p.n_coef * (curvature.n_sampled + 1)
@@ -808,8 +810,8 @@ def test_a_factor_whose_work_is_shared_out_is_the_cholesky_factor(rng, n, dtype,
 
 def test_the_whole_hessian_of_float32_needs_no_larger_ridge(rng, monkeypatch):
     """A shift of all classes has no curvature. Rounding of float32 probabilities would make it negative."""
-    tries, factorise = [], preconditioners.factorise
-    monkeypatch.setattr(preconditioners, "factorise", lambda *args: tries.append(1) or factorise(*args))
+    tries, factorise = [], whole.factorise
+    monkeypatch.setattr(whole, "factorise", lambda *args: tries.append(1) or factorise(*args))
     X = (rng.normal(size=(2000, 12)) * np.logspace(-3, 3, 12)).astype(np.float32)
     f = LinearObjective(DenseRows(X), np.arange(2000) % 5, 5, Penalty(1e-9))
     for scale in (0.0, 1e-3):
@@ -828,9 +830,9 @@ def test_a_whole_hessian_without_a_cholesky_factor_gets_a_larger_ridge(rng, monk
     curvature = Curvature(LinearObjective(DenseRows(X), y, 3, Penalty(1e-3)), AMPLE)
     params = 0.1 * rng.normal(size=12)
     expected = curvature.whole(params)(params[None, :])
-    monkeypatch.setattr(preconditioners, "factorise", fails_twice)
+    monkeypatch.setattr(whole, "factorise", fails_twice)
     np.testing.assert_allclose(curvature.whole(params)(params[None, :]), expected, rtol=1e-5)
-    np.testing.assert_allclose(tried, preconditioners.RIDGE_OF_WHOLE * np.array([1.0, 1e2, 1e4]), rtol=1e-3)
+    np.testing.assert_allclose(tried, whole.RIDGE_OF_WHOLE * np.array([1.0, 1e2, 1e4]), rtol=1e-3)
 
 
 @pytest.mark.parametrize("fit_intercept", [True, False])

@@ -6,11 +6,11 @@ import families
 import numpy as np
 import pytest
 
+from softmax_xp.curvature.hidden_gap import hidden_gap
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import newton_cg
-from softmax_xp.trust import hidden_gap
 
 
 def newton_step(objective, params):
