@@ -11,7 +11,7 @@ import typer
 from benchmarks.data import FASHION, Name
 from benchmarks.evaluation import Shape
 from benchmarks.measure import device_named
-from softmax_xp.cli import DType
+from softmax_xp.cli.options import DType
 
 RESULTS = Path(__file__).with_name("results")
 

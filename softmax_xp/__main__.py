@@ -2,14 +2,14 @@
 
 import sys
 
-from softmax_xp._signals import interruption
+from softmax_xp.cli.signals import interruption
 
 
 def main() -> None:
     """Run the command, with signals handled while it is loaded and until the interpreter ends."""
     interruption.handle_until_exit()
     try:
-        from softmax_xp.cli import main as command
+        from softmax_xp.cli.app import main as command
 
         command()
     except KeyboardInterrupt:

@@ -638,7 +638,8 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         def total(state: State) -> State:
             n_iter, n_evaluations = first.n_iter + state.n_iter, first.n_evaluations + state.n_evaluations
-            return replace(state, n_iter=n_iter, n_evaluations=n_evaluations)
+            message = f"max_iter={self.max_iter} steps taken" if state.status is Status.MAX_ITER else state.message
+            return replace(state, n_iter=n_iter, n_evaluations=n_evaluations, message=message)
 
         def counted(state: State) -> bool:
             answers = [callback(total(state)) for callback in callbacks]  # each is asked

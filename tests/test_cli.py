@@ -30,7 +30,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import softmax_xp as sx
-from softmax_xp import cli
+from softmax_xp.cli import app, devices, evaluate, outputs, progress
 from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import State
 
@@ -62,7 +62,7 @@ def run(tmp_path, monkeypatch, capsys):
     def run(*args: object) -> tuple[int, str, str]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
+            app.main([str(arg) for arg in args])
         assert isinstance(caught.value.code, int)
         return caught.value.code, *capsys.readouterr()
 
@@ -164,9 +164,9 @@ def test_the_error_of_a_process_is_one_line(tmp_path):
 
 def test_help_is_quick_and_loads_nothing_heavy(tmp_path):
     code = """
-import sys, softmax_xp.cli
+import sys, softmax_xp.cli.app
 try:
-    softmax_xp.cli.main(["train", "--help"])
+    softmax_xp.cli.app.main(["train", "--help"])
 except SystemExit as end:
     assert end.code == 0
 heavy = {"numpy", "sklearn", "scipy", "cupy", "matplotlib", "safetensors"} & set(sys.modules)
@@ -241,7 +241,7 @@ def test_train_reports_in_json(run, tmp_path):
 
 def test_options_reach_the_estimator(run, tmp_path):
     iris_csv(tmp_path / "iris.csv")
-    options = ["--target", "species", "--C", "inf", "--tol", "0.01", "--max-iter", "50", "--class-weight", "balanced"]
+    options = ["--target", "species", "--C", "inf", "--tol", "0.01", "--max-iter", "500", "--class-weight", "balanced"]
     options += ["--solver", "lbfgs", "--dtype", "float64", "--seed", "5", "--device", "cpu", "--holdout", "0"]
     options += ["--workers", "1", "--precision", "float32", "--loss", "gce", "--label-smoothing", "0.25"]
     status, out, err = run("train", "iris.csv", *options)
@@ -252,7 +252,7 @@ def test_options_reach_the_estimator(run, tmp_path):
         "C": np.inf,
         "callbacks": (),
         "tol": 0.01,
-        "max_iter": 50,
+        "max_iter": 500,
         "class_weight": "balanced",
         "solver": "lbfgs",
         "dtype": "float64",
@@ -443,8 +443,8 @@ def test_plot_draws_a_picture(run, tmp_path):
 
 
 def test_plot_shows_each_iteration(tmp_path):
-    figure = cli._figure(tmp_path / "curves.png")
-    cli._drawing(
+    figure = outputs.empty_figure(tmp_path / "curves.png")
+    outputs.drawn_curves(
         figure, [State(None, 2.0, 0.5, 0.3, 1, 1), State(None, 1.0, 0.05, 0.02, 2, 2)], tmp_path / "curves.png"
     )
     above, below = figure.axes
@@ -763,7 +763,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_fit(refused, tmp
     refused(["train", "--plot", "curves.mp3"], "--plot", "curves.mp3")
     refused(["train", "--plot", "curves"], "--plot")
     refused(["predict", "model", "data", "--output", "nowhere/p.csv"], "nowhere")
-    monkeypatch.setattr(cli.os, "access", lambda *_: False)
+    monkeypatch.setattr(outputs.os, "access", lambda *_: False)
     refused(["train"], "Permission denied")
 
 
@@ -859,7 +859,7 @@ def test_a_fault_of_the_program_is_not_hidden(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sx.SoftmaxClassifier, "fit", fit)
     with pytest.raises(AttributeError, match="a bug"):
-        cli.main(["train"])
+        app.main(["train"])
 
 
 def test_ctrl_c_outside_of_the_fit_is_one_word(run, monkeypatch):
@@ -868,7 +868,7 @@ def test_ctrl_c_outside_of_the_fit_is_one_word(run, monkeypatch):
 
     monkeypatch.setattr(sx.SoftmaxClassifier, "fit", fit)
     assert run("train") == (130, "", "softmax-xp: interrupted\n")
-    monkeypatch.setattr(cli.typer.main, "get_command", fit)
+    monkeypatch.setattr(app.typer.main, "get_command", fit)
     assert run("train") == (130, "", "softmax-xp: interrupted\n")
 
 
@@ -925,7 +925,7 @@ def on_a_terminal(
     pty = pytest.importorskip("pty")  # POSIX
     master, slave = pty.openpty()
     environment = {**ENVIRONMENT, "TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "", **variables}
-    command = [sys.executable, "-c", f"{code}\nfrom softmax_xp import cli\ncli.main()", *map(str, args)]
+    command = [sys.executable, "-c", f"{code}\nfrom softmax_xp.cli import app\napp.main()", *map(str, args)]
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         stdout = slave if whole else subprocess.PIPE
@@ -997,16 +997,16 @@ def test_reading_shows_the_fraction_on_a_terminal_only_when_it_takes_long(monkey
 
     monkeypatch.setattr(threading.Thread, "start", start)
     for delay, quiet, shown in ((0.0, False, "\rreading 50%\r           \r"), (1000.0, False, ""), (0.0, True, "")):
-        monkeypatch.setattr(cli, "LONG_READING", delay)
+        monkeypatch.setattr(progress, "LONG_READING", delay)
         monkeypatch.setattr(sys, "stderr", stream := Screen(io.BytesIO(), encoding="ascii"))
-        with cli._reading(quiet) as show:
+        with progress.reading(quiet) as show:
             show(0.5)
         assert stream.text == shown
 
 
 def test_the_fraction_of_a_csv_is_shown_and_erased(tmp_path):
     iris_csv(tmp_path / "iris.csv")
-    code = "from softmax_xp import cli; cli.LONG_READING = 0.0"
+    code = "from softmax_xp.cli import progress; progress.LONG_READING = 0.0"
     options = ["--target", "species", "--tol", "0.1"]
     with on_a_terminal(tmp_path, "train", "iris.csv", *options, code=code) as (_, terminal):
         shown = read_until(terminal, "(?!)")
@@ -1024,7 +1024,7 @@ def stderr_that_hangs_up(monkeypatch) -> Iterator[Callable[[], None]]:
 
 
 def test_a_terminal_that_hangs_up_does_not_end_a_fit(run, monkeypatch):
-    progress_line, calls = cli._progress_line, []
+    progress_line, calls = progress.progress_line, []
     with monkeypatch.context() as patch, stderr_that_hangs_up(patch) as hang_up:
 
         def hang_up_first(*args):
@@ -1033,16 +1033,16 @@ def test_a_terminal_that_hangs_up_does_not_end_a_fit(run, monkeypatch):
             calls.append(args)
             return progress_line(*args)
 
-        patch.setattr(cli, "PROGRESS_SECONDS", 0.0)
-        patch.setattr(cli, "_progress_line", hang_up_first)
+        patch.setattr(progress, "PROGRESS_SECONDS", 0.0)
+        patch.setattr(progress, "progress_line", hang_up_first)
         status, out, _ = run("train", "--max-iter", 3)  # with a warning, which cannot be shown either
     assert (status, len(calls)) == (0, 3)
     assert line(out, "model written to") == "model.safetensors"
 
 
 def test_a_terminal_that_hangs_up_does_not_end_reading(monkeypatch):
-    monkeypatch.setattr(cli, "LONG_READING", 0.0)
-    with monkeypatch.context() as patch, stderr_that_hangs_up(patch) as hang_up, cli._reading() as show:
+    monkeypatch.setattr(progress, "LONG_READING", 0.0)
+    with monkeypatch.context() as patch, stderr_that_hangs_up(patch) as hang_up, progress.reading() as show:
         hang_up()
         show(0.5)
 
@@ -1126,9 +1126,9 @@ def test_colour_can_be_forbidden(tmp_path, variables, color):
 )
 def test_the_progress_line_is_as_long_as_the_terminal_allows(n_iter, objective, norm, seconds, width):
     state = State(None, objective, norm, np.nan, n_iter, n_iter)
-    full = cli._progress_line(state, seconds, 10**6)
+    full = progress.progress_line(state, seconds, 10**6)
     assert re.fullmatch(r"iteration \d+  objective \S+  gradient norm \S+  \d+:\d\d", full)
-    shown = cli._progress_line(state, seconds, width)
+    shown = progress.progress_line(state, seconds, width)
     parts = re.split(r"  (?=objective|gradient|\d+:)", full)
     starts = ["  ".join(parts[:n]) for n in range(1, 5)]
     assert shown == max([text for text in starts if len(text) <= width], key=len, default=starts[0])
@@ -1169,7 +1169,7 @@ def test_devices_show_every_reason_whole(screen, width):
         "no",
     ]
     found = [sx.DeviceInfo(f"cuda:{n}", "NVIDIA H200 NVL", 1 << 37, not why, why) for n, why in enumerate(reasons)]
-    shown = screen(cli._show_devices, found, width=width)
+    shown = screen(devices.show_devices, found, width=width)
     assert all(reason in shown for reason in reasons)  # in one line, so that the command in it can be copied
     assert "…" not in shown
     for device in found:
@@ -1190,7 +1190,7 @@ def test_tables_lose_nothing_on_a_narrow_terminal(screen, width, n_classes):
             for n, (true, predicted) in enumerate(itertools.product(labels, labels))
         ],
     }
-    shown = screen(cli._print_scores, report, width=width)
+    shown = screen(evaluate.print_scores, report, width=width)
     scores, confusion = shown.split("onfus")
     assert "…" not in shown
     for number in ("0.5000", "0.2500", "0.1250", "1234"):

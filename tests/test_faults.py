@@ -20,9 +20,10 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 import softmax_xp as sx
-from softmax_xp import _files, cli
+from softmax_xp import _files
 from softmax_xp._files import whole_file
-from softmax_xp._signals import SIGNALS
+from softmax_xp.cli import app, data, terminal, train
+from softmax_xp.cli.signals import SIGNALS
 from softmax_xp.objective import LinearObjective
 
 X, Y = load_iris(return_X_y=True)
@@ -37,7 +38,7 @@ def run(tmp_path, monkeypatch, capsys):
     def run(*args):
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:
-            cli.main([str(arg) for arg in args])
+            app.main([str(arg) for arg in args])
         return caught.value.code, *capsys.readouterr()
 
     return run
@@ -321,7 +322,7 @@ def test_a_signal_in_the_fit_ends_it_and_keeps_the_model(run, tmp_path, monkeypa
     assert sx.load("model", device="cpu").coef_.shape == (10, 64)
 
 
-@pytest.mark.parametrize("place", [(cli.inputs, "training_table"), (cli.inputs, "split"), (cli, "_check_writable")])
+@pytest.mark.parametrize("place", [(data, "training_table"), (data, "split"), (train, "check_writable")])
 def test_a_signal_before_the_fit_leaves_nothing(run, tmp_path, monkeypatch, number, place):
     signal_before(monkeypatch, number, *place)
     assert run("train", "-o", "model") == (128 + number, "", "softmax-xp: interrupted\n")
@@ -336,7 +337,7 @@ def test_a_signal_at_the_first_evaluation_leaves_nothing(run, tmp_path, monkeypa
 
 @pytest.mark.parametrize(
     "place",
-    [(sx.SoftmaxClassifier, "score"), (cli, "_say"), (os, "fsync"), (os, "replace")],
+    [(sx.SoftmaxClassifier, "score"), (train, "say"), (os, "fsync"), (os, "replace")],
     ids=lambda place: place[1],
 )
 def test_a_signal_after_the_fit_lets_the_model_be_written(run, tmp_path, monkeypatch, number, place):
@@ -374,7 +375,7 @@ def test_an_error_that_a_library_makes_of_the_signal_is_not_told(run, tmp_path, 
         except KeyboardInterrupt:
             raise ImportError("cannot import") from None
 
-    monkeypatch.setattr(cli.inputs, "training_table", swallow)
+    monkeypatch.setattr(data, "training_table", swallow)
     assert run("train") == (128 + number, "", "softmax-xp: interrupted\n")
 
 
@@ -404,11 +405,11 @@ def test_a_signal_that_is_ignored_stays_so(run, monkeypatch):
 def test_a_command_in_another_thread_handles_no_signal(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before, seen, statuses = [signal.getsignal(number) for number in SIGNALS], [], []
-    monkeypatch.setattr(cli, "_say", lambda *_: seen.append([signal.getsignal(number) for number in SIGNALS]) or True)
+    monkeypatch.setattr(train, "say", lambda *_: seen.append([signal.getsignal(number) for number in SIGNALS]) or True)
 
     def command():
         try:
-            cli.main(["train"])
+            app.main(["train"])
         except SystemExit as end:
             statuses.append(end.code)
 
@@ -656,7 +657,7 @@ def test_train_writes_the_model_although_the_reader_has_gone(tmp_path, python):
     with os.fdopen(write, "w") as pipe:
         line = [*command, "-m", "softmax_xp", "train", "-o", "model"]
         done = subprocess.run(line, cwd=tmp_path, env=environment, stdout=pipe, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (cli.UNREAD, "")
+    assert (done.returncode, done.stderr) == (terminal.UNREAD, "")
     sx.load(tmp_path / "model", device="cpu")
 
 
@@ -701,7 +702,7 @@ def test_train_says_that_a_model_is_replaced(run, tmp_path):
 
 @posix
 def test_train_does_not_mix_model_and_report(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(cli, "standard_stream", lambda path: 1 if str(path) == "/dev/stdout" else None)
+    monkeypatch.setattr(train, "standard_stream", lambda path: 1 if str(path) == "/dev/stdout" else None)
     status, out, err = run("train", "-o", "/dev/stdout")
     assert (status, out) == (2, "")
     assert "--output must not be where the report is printed" in err

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import assume, given, settings, strategies as st
 
 import softmax_xp as sx
-from softmax_xp import cli, inputs
+from softmax_xp.cli import app, data
 from softmax_xp.labels import class_indices, label_array, labels_from_text
 from softmax_xp.readers import DataFileError, read_table
 from softmax_xp.validation import encoded_labels
@@ -334,9 +334,9 @@ def check_files(X: np.ndarray, y: np.ndarray, trained_on: str, tested_on: str, l
         table = read_table(written(folder, trained_on, X, y), labels=labels)
         fitted(table.X, table.y).save(Path(folder) / "model")
         file = written(folder, tested_on, X, y)
-        model, table = inputs.model_and_table(Path(folder) / "model", file, "cpu")
+        model, table = data.model_and_table(Path(folder) / "model", file, "cpu")
     predicted = model.predict(table.X)
-    true = inputs.class_indices(table, model.classes_)
+    true = data.class_indices(table, model.classes_)
     np.testing.assert_array_equal(model.classes_[true], predicted)
     assert len(np.unique(true)) == len(np.unique(y))
     if trained_on == "csv" or labels == "text":
@@ -412,7 +412,7 @@ def run(tmp_path, monkeypatch, capsys):
 
     def run(*args: object) -> dict:
         with pytest.raises(SystemExit) as caught:
-            cli.main([*map(str, args), "--json"])
+            app.main([*map(str, args), "--json"])
         out, err = capsys.readouterr()
         return json.loads(out) if caught.value.code == 0 else {"error": err}
 

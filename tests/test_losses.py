@@ -374,7 +374,7 @@ def test_a_fit_that_is_ended_early_reports_its_own_loss():
         assert model.objective_ == pytest.approx(objective_of(model, X, y, ("gce", 0.7), 1.0)[0], rel=1e-9)
         assert model.n_iter_[0] == steps
         model = sx.SoftmaxClassifier(loss="gce", max_iter=steps, device="cpu")
-        with pytest.warns(ConvergenceWarning, match="a local minimum"):
+        with pytest.warns(ConvergenceWarning, match=f"max_iter={steps} steps taken.* a local minimum"):
             model.fit(X, y)
         assert model.n_iter_[0] == steps
         assert model.objective_ == pytest.approx(objective_of(model, X, y, ("gce", 0.7), 1.0)[0], rel=1e-9)
