@@ -24,7 +24,7 @@ from benchmarks.measure import CPU, Device, cores
 from benchmarks.objective import Array
 from benchmarks.report import INSTALL
 from softmax_xp import SoftmaxClassifier, softmax_loss
-from softmax_xp._arrays import dtype_name, to_numpy
+from softmax_xp.arrays import dtype_name, to_numpy
 from softmax_xp.kernels import cuda
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty

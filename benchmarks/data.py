@@ -13,7 +13,7 @@ from sklearn.datasets import load_digits, load_iris
 
 from benchmarks.measure import CPU, Device
 from benchmarks.objective import Array
-from softmax_xp._arrays import Namespace, block_bytes, row_blocks, to_numpy
+from softmax_xp.arrays import Namespace, block_bytes, row_blocks, to_numpy
 from softmax_xp.readers import read_table
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")

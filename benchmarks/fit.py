@@ -18,7 +18,7 @@ from benchmarks.competitors import MAX_ITER, TOL, Fitter, fitters, missing, ours
 from benchmarks.data import DataMissingError, Dataset, Name, decaying, load
 from benchmarks.measure import CPU, MIN_SECONDS, Device, interleaved, slope
 from benchmarks.objective import Array, value_and_grad
-from softmax_xp._arrays import to_numpy
+from softmax_xp.arrays import to_numpy
 from softmax_xp.solvers import State
 
 Curve: TypeAlias = list[tuple[float, float]]  # (seconds, objective)

@@ -17,7 +17,7 @@ from benchmarks.competitors import missing, tensor
 from benchmarks.data import standard_normal
 from benchmarks.measure import CPU, Device
 from benchmarks.objective import Array
-from softmax_xp._arrays import block_bytes, row_blocks, to_numpy
+from softmax_xp.arrays import block_bytes, row_blocks, to_numpy
 from softmax_xp.kernels import cuda, kernels_for, launches, reference
 
 CLASSES = (10, 100, 1000, 1024, 4096, 8192, 16384, 32768, 50257, 65536, 131072)

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from array_api_compat import array_namespace
 
-from softmax_xp._arrays import to_numpy
+from softmax_xp.arrays import to_numpy
 
 Array: TypeAlias = Any
 

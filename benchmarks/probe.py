@@ -19,7 +19,7 @@ from benchmarks.evaluation import Shape
 from benchmarks.fit import SLACK, Fit, Result, attempt, first_fits, timed_fit
 from benchmarks.measure import CPU, Device, interleaved
 from benchmarks.objective import Array
-from softmax_xp._arrays import block_bytes, row_blocks
+from softmax_xp.arrays import block_bytes, row_blocks
 from softmax_xp.kernels import cublas, cuda
 from softmax_xp.objective import LinearObjective
 

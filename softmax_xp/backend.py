@@ -16,7 +16,7 @@ import array_api_compat
 import array_api_compat.numpy
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     Device,
     DType,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg import lapack, qr
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
     block_bytes,

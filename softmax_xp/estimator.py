@@ -17,21 +17,13 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import accuracy_score
 from sklearn.utils.validation import check_is_fitted
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     Namespace,
     accumulation_dtype,
     all_finite,
     block_bytes,
     bytes_of,
-    check_bool,
-    check_finite,
-    check_integer,
-    check_length,
-    check_option,
-    check_random_state,
-    check_rank,
-    check_real,
     describe,
     device_context,
     device_of,
@@ -44,6 +36,16 @@ from softmax_xp._arrays import (
     to_numpy,
 )
 from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
+from softmax_xp.checks import (
+    check_bool,
+    check_finite,
+    check_integer,
+    check_length,
+    check_option,
+    check_random_state,
+    check_rank,
+    check_real,
+)
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.curvature.hidden_gap import hidden_gap
 from softmax_xp.curvature.timetable import Curvature

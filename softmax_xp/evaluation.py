@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_fscore_support
 
-from softmax_xp._arrays import row_blocks
+from softmax_xp.arrays import row_blocks
 
 SCORES = ("precision", "recall", "f1")
 

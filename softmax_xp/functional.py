@@ -11,12 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     DType,
     Namespace,
     accumulation_dtype,
     all_finite,
+    checked_arrays,
+    detached,
+    device_of,
+    dtype_name,
+    is_integral,
+    range_of,
+    to_numpy,
+    working_dtype,
+)
+from softmax_xp.backend import Backend, backend_of
+from softmax_xp.checks import (
     are_probabilities,
     check_finite,
     check_floating,
@@ -29,17 +40,8 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
-    checked_arrays,
-    detached,
-    device_of,
-    dtype_name,
-    is_integral,
-    range_of,
     scaled_weights,
-    to_numpy,
-    working_dtype,
 )
-from softmax_xp.backend import Backend, backend_of
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
 from softmax_xp.losses import Loss, checked_loss

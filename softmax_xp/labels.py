@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from sklearn.utils import column_or_1d
 
-from softmax_xp._arrays import check_dense, is_array, to_numpy
+from softmax_xp.arrays import check_dense, is_array, to_numpy
 
 Label: TypeAlias = bool | int | float | str
 

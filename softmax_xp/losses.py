@@ -28,7 +28,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from softmax_xp._arrays import Array, check_real, describe, namespace
+from softmax_xp.arrays import Array, describe, namespace
+from softmax_xp.checks import check_real
 
 
 class Loss(Protocol):

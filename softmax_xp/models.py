@@ -8,17 +8,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
     all_finite,
     block_bytes,
-    check_finite,
-    check_floating,
-    check_integer,
-    check_option,
-    check_random_state,
-    check_rank,
     checked_arrays,
     describe,
     device_context,
@@ -28,6 +22,7 @@ from softmax_xp._arrays import (
     working_dtype,
 )
 from softmax_xp.backend import Backend, backend_of
+from softmax_xp.checks import check_finite, check_floating, check_integer, check_option, check_random_state, check_rank
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.penalties import Penalty

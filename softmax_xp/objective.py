@@ -6,14 +6,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 
-from softmax_xp._arrays import (
-    Array,
-    block_bytes,
-    bytes_of,
-    device_of,
-    namespace,
-    row_blocks,
-)
+from softmax_xp.arrays import Array, block_bytes, bytes_of, device_of, namespace, row_blocks
 from softmax_xp.kernels import reference
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace

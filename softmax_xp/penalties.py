@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, is_array, namespace, to_numpy
+from softmax_xp.arrays import Array, Namespace, accumulation_dtype, device_of, is_array, namespace, to_numpy
 
 # A number; or an array that broadcasts against coef (K, n_features), in its library and on its device: (n_features,)
 # for one a feature, (K, 1) for one a class.

@@ -24,8 +24,8 @@ from safetensors import safe_open
 from safetensors.numpy import save as safetensors_bytes
 
 from softmax_xp import __version__
-from softmax_xp._arrays import describe, to_numpy
 from softmax_xp._files import whole_file
+from softmax_xp.arrays import describe, to_numpy
 from softmax_xp.backend import Backend, select_backend
 from softmax_xp.estimator import SoftmaxClassifier
 from softmax_xp.losses import LOSSES, described

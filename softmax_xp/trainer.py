@@ -11,12 +11,23 @@ from typing import Any
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
-    are_probabilities,
     block_bytes,
     check_dense,
+    checked_arrays,
+    describe,
+    detached,
+    dtype_name,
+    is_array,
+    row_blocks,
+    to_numpy,
+    working_dtype,
+)
+from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
+from softmax_xp.checks import (
+    are_probabilities,
     check_finite,
     check_floating,
     check_held,
@@ -28,17 +39,8 @@ from softmax_xp._arrays import (
     check_rank,
     check_real,
     check_weights,
-    checked_arrays,
-    describe,
-    detached,
-    dtype_name,
-    is_array,
-    row_blocks,
     scaled_weights,
-    to_numpy,
-    working_dtype,
 )
-from softmax_xp.backend import Backend, backend_of, select_backend, small_for_gpu
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.models import MLP, Linear, Params

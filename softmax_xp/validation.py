@@ -12,15 +12,10 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
     check_dense,
-    check_finite,
-    check_probabilities,
-    check_rank,
-    check_real,
-    check_weights,
     describe,
     detached,
     device_context,
@@ -33,6 +28,7 @@ from softmax_xp._arrays import (
     to_numpy,
     working_dtype,
 )
+from softmax_xp.checks import check_finite, check_probabilities, check_rank, check_real, check_weights
 from softmax_xp.labels import label_array
 
 # The remedies that scikit-learn's messages about X lack.

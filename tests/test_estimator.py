@@ -564,13 +564,13 @@ def test_logits_that_overflow_are_refused(xp, standardised, method):
 
 
 def test_predictions_do_not_depend_on_blocks(standardised, monkeypatch):
-    from softmax_xp import _arrays
+    from softmax_xp import arrays
 
     X, y = standardised["iris"]
     ours = sx.SoftmaxClassifier(device="cpu").fit(X, y)
     whole = ours.predict_proba(X), ours.predict(X)
-    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 24 * 7)  # seven rows
-    assert len(list(_arrays.row_blocks(150, 24))) == 22
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 24 * 7)  # seven rows
+    assert len(list(arrays.row_blocks(150, 24))) == 22
     np.testing.assert_allclose(ours.predict_proba(X), whole[0], atol=1e-15)
     np.testing.assert_array_equal(ours.predict(X), whole[1])
 

@@ -10,7 +10,7 @@ import oracle
 import pytest
 
 import softmax_xp as sx
-from softmax_xp import _arrays
+from softmax_xp import arrays
 from softmax_xp.backend import backend_of
 
 ARCHITECTURES = {
@@ -239,8 +239,8 @@ def test_logits_of_a_model_that_was_trained_elsewhere(xp, rng):
 def test_predict_is_the_class_of_the_largest_logit(xp, rng, model, monkeypatch):
     X = rng.normal(size=(23, 4))
     logits, _ = exact_forward(model, model.params, X)
-    for dtype, block_bytes in itertools.product(xp.float_dtypes, (_arrays.BLOCK_BYTES, 8 * 7 * 5)):
-        monkeypatch.setattr(_arrays, "BLOCK_BYTES", block_bytes)
+    for dtype, block_bytes in itertools.product(xp.float_dtypes, (arrays.BLOCK_BYTES, 8 * 7 * 5)):
+        monkeypatch.setattr(arrays, "BLOCK_BYTES", block_bytes)
         predicted = model.predict(xp.asarray(X, dtype))
         xp.assert_here(predicted, "int64", (23,))
         np.testing.assert_array_equal(xp.to_numpy(predicted), logits.argmax(axis=1))

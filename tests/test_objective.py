@@ -11,8 +11,8 @@ import pytest
 from conftest import Library
 from tolerances import TOLERANCE
 
-from softmax_xp import _arrays
-from softmax_xp._arrays import row_blocks
+from softmax_xp import arrays
+from softmax_xp.arrays import row_blocks
 from softmax_xp.kernels import PROVIDERS, blocked, kernels_for, reference
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import Workspace
@@ -203,11 +203,11 @@ def test_rounding_error_is_above_that_of_the_value_and_not_far(xp, rng):
 @pytest.mark.parametrize("itemsize", [4, 8])
 @pytest.mark.parametrize("n", [1, 6, 7, 8, 100])
 def test_row_blocks_hold_every_row_once(monkeypatch, n, itemsize):
-    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 7 * 3 * itemsize)
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 7 * 3 * itemsize)
     blocks = list(row_blocks(n, 3 * itemsize))
     assert [i for rows in blocks for i in range(n)[rows]] == list(range(n))
     assert max(rows.stop - rows.start for rows in blocks) == min(n, 7)
-    monkeypatch.setattr(_arrays, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(arrays, "BLOCK_BYTES", 1)
     assert len(list(row_blocks(n, 3 * itemsize))) == n  # a row longer than a block still passes
 
 
@@ -340,7 +340,7 @@ def many_blocks(monkeypatch, schedule, block_bytes=100):
         raise AssertionError(f"not in the schedule {schedule}")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_arrays, "BLOCK_BYTES", block_bytes)
+        patch.setattr(arrays, "BLOCK_BYTES", block_bytes)
         for name, value in SCHEDULES[schedule].items():
             patch.setattr(blocked, name, value)
         patch.setattr(blocked, f"_sums_by_{'lanes' if schedule == 'superblocks' else 'superblocks'}", refuse)

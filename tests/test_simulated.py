@@ -10,7 +10,7 @@ from cupy_names import FILE, MODULES, names_of
 
 import softmax_xp as sx
 from softmax_xp import backend, estimator
-from softmax_xp._arrays import block_bytes
+from softmax_xp.arrays import block_bytes
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.rows.dense import DenseRows

@@ -15,7 +15,7 @@ import pytest
 from tolerances import TOLERANCE
 
 import softmax_xp as sx
-from softmax_xp import _arrays, trainer as module
+from softmax_xp import arrays, trainer as module
 from softmax_xp.backend import Backend, backend_of, select_backend
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
@@ -239,7 +239,7 @@ def test_solution_is_over_all_rows_in_blocks(xp, rng, monkeypatch):
     weight = rng.uniform(0.5, 2, size=40)
     for dtype in xp.float_dtypes:
         model = sx.Linear(4, 3)
-        monkeypatch.setattr(_arrays, "BLOCK_BYTES", 8 * 4 * 7)  # seven rows
+        monkeypatch.setattr(arrays, "BLOCK_BYTES", 8 * 4 * 7)  # seven rows
         options = {"max_steps": 5, "validate_every": 5, "reg": 0.3, "batch_size": 16, "optimizer": sx.SGD(0.5)}
         data = (xp.asarray(X, dtype), xp.asarray(y))
         history = quiet(model, **options).fit(*data, data, xp.asarray(weight, dtype))

@@ -211,7 +211,7 @@ def train(
     from sklearn.preprocessing import StandardScaler
 
     from softmax_xp import SoftmaxClassifier, select_backend
-    from softmax_xp._arrays import check_real
+    from softmax_xp.checks import check_real
     from softmax_xp.solvers import Status
 
     # Check all that can be checked before the data are read.

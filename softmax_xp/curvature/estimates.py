@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 from scipy.linalg import solve_triangular
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
     block_bytes,

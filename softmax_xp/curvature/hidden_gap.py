@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
     block_bytes,

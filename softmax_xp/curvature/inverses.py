@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 from scipy.linalg import get_lapack_funcs, lapack
 
-from softmax_xp._arrays import Array, is_numpy, namespace, to_numpy
+from softmax_xp.arrays import Array, is_numpy, namespace, to_numpy
 from softmax_xp.backend import backend_of
 from softmax_xp.kernels.workspace import Workspace
 

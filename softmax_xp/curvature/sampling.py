@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     MAX_SUMS,
     MIN_SUM_WORK,
     Array,

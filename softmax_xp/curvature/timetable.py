@@ -8,11 +8,7 @@ from functools import partial
 
 import numpy as np
 
-from softmax_xp._arrays import (
-    Array,
-    is_gpu,
-    namespace,
-)
+from softmax_xp.arrays import Array, is_gpu, namespace
 from softmax_xp.curvature.costs import COSTS, TIMES, CostModel, Timetable
 from softmax_xp.curvature.estimates import ClassBlocks, Preconditioner
 from softmax_xp.curvature.whole import NEGLIGIBLE_PAIR, WholeHessian

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.linalg import get_blas_funcs
 
-from softmax_xp._arrays import (
-    MAX_SUMS,
-    Array,
-    DType,
-    row_blocks,
-)
+from softmax_xp.arrays import MAX_SUMS, Array, DType, row_blocks
 from softmax_xp.curvature.estimates import NOTHING, Estimates, Preconditioner
 from softmax_xp.curvature.inverses import factorise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from softmax_xp._arrays import Array, DType, Namespace, dtype_name
+from softmax_xp.arrays import Array, DType, Namespace, dtype_name
 from softmax_xp.kernels.row_pass import PLAIN, PRECISIONS as PRECISIONS, RowPass
 from softmax_xp.kernels.workspace import Workspace
 

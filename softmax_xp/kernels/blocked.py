@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import introspect
 from numpy.lib.stride_tricks import as_strided
 
-from softmax_xp._arrays import row_blocks
+from softmax_xp.arrays import row_blocks
 from softmax_xp.kernels import reference
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace, blas_architectures

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from softmax_xp._arrays import Array, dtype_name
+from softmax_xp.arrays import Array, dtype_name
 
 # Values of cuBLAS's enums: cudaDataType of arrays, cublasComputeType_t of sums, and those of operations and algorithms.
 # uint16 holds the bits of bfloat16, for which CuPy has no dtype of its own.

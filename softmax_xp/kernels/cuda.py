@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     DType,
     accumulation_dtype,

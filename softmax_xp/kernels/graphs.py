@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from importlib import import_module
 from typing import Any, TypeAlias
 
-from softmax_xp._arrays import Array, is_array, namespace
+from softmax_xp.arrays import Array, is_array, namespace
 from softmax_xp.kernels import cublas
 
 # A number, an array, or a tuple or dict of trees.

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     DType,
     Namespace,

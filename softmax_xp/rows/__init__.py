@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from softmax_xp._arrays import Array, DType
+from softmax_xp.arrays import Array, DType
 from softmax_xp.backend import Backend
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.kernels.workspace import Workspace

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmax_xp._arrays import Array
+from softmax_xp.arrays import Array
 from softmax_xp.backend import Backend
 
 

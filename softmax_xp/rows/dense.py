@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from softmax_xp._arrays import (
+from softmax_xp.arrays import (
     Array,
     accumulation_dtype,
     block_bytes,

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from softmax_xp._arrays import Array, accumulation_dtype, dtype_name, to_numpy
+from softmax_xp.arrays import Array, accumulation_dtype, dtype_name, to_numpy
 from softmax_xp.kernels.row_pass import PLAIN, RowPass
 from softmax_xp.rows import Rows
 

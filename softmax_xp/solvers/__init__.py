@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, TypeAlias
 
-from softmax_xp._arrays import describe
+from softmax_xp.arrays import describe
 
 
 class Status(StrEnum):

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import NamedTuple, Protocol
 
-from softmax_xp._arrays import Array, namespace
+from softmax_xp.arrays import Array, namespace
 from softmax_xp.solvers import State, Status
 from softmax_xp.solvers.line_search import Point, ValueAndGrad, dot, evaluated, wolfe_point
 

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
-from softmax_xp._arrays import Array, accumulation_dtype, device_of, namespace, to_numpy
+from softmax_xp.arrays import Array, accumulation_dtype, device_of, namespace, to_numpy
 from softmax_xp.curvature.estimates import Preconditioner
 from softmax_xp.solvers import Callback, State, solve
 from softmax_xp.solvers.descent import Descent, Evaluation

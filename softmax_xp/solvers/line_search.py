@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from softmax_xp._arrays import Array, Namespace, accumulation_dtype, device_of, to_numpy
+from softmax_xp.arrays import Array, Namespace, accumulation_dtype, device_of, to_numpy
 
 SUFFICIENT_DECREASE = 1e-4
 CURVATURE = 0.9

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from softmax_xp._arrays import Array, namespace, to_numpy
+from softmax_xp.arrays import Array, namespace, to_numpy
 from softmax_xp.curvature.estimates import Preconditioner
 from softmax_xp.curvature.hidden_gap import TRUSTED_CHANGE
 from softmax_xp.solvers import Callback, State, solve

@@ -11,7 +11,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
-from softmax_xp._arrays import Array, check_bool, check_real, namespace
+from softmax_xp.arrays import Array, namespace
+from softmax_xp.checks import check_bool, check_real
 from softmax_xp.solvers.schedules import Schedule, as_schedule
 
 Params: TypeAlias = dict[str, Array]

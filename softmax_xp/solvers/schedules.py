@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from softmax_xp._arrays import check_integer, check_real
+from softmax_xp.checks import check_integer, check_real
 
 # A function from the step number to the learning rate.
 Schedule: TypeAlias = Callable[[int], float]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from softmax_xp._arrays import Array, accumulation_dtype
+from softmax_xp.arrays import Array, accumulation_dtype
 from softmax_xp.objective import LinearObjective
 from softmax_xp.solvers import Callback, State, Status, solve
 from softmax_xp.solvers.optimizers import SGD, Adam, AdamW, Optimizer, Params, UpdateRule
