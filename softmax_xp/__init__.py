@@ -12,6 +12,7 @@ if _typing.TYPE_CHECKING:
         select_backend as select_backend,
     )
     from softmax_xp.estimator import SoftmaxClassifier as SoftmaxClassifier
+    from softmax_xp.files.model import ModelFileError as ModelFileError
     from softmax_xp.functional import (
         cross_entropy as cross_entropy,
         cross_entropy_with_grad as cross_entropy_with_grad,
@@ -26,7 +27,7 @@ if _typing.TYPE_CHECKING:
         SymmetricCrossEntropy as SymmetricCrossEntropy,
     )
     from softmax_xp.models import MLP as MLP, Linear as Linear
-    from softmax_xp.persistence import ModelFileError as ModelFileError, load as load, save as save
+    from softmax_xp.persistence import load as load, save as save
     from softmax_xp.solvers import Solution as Solution
     from softmax_xp.solvers.optimizers import SGD as SGD, Adam as Adam, AdamW as AdamW
     from softmax_xp.solvers.schedules import (
@@ -58,7 +59,7 @@ _HOME = {
     "SymmetricCrossEntropy": "losses",
     "Linear": "models",
     "MLP": "models",
-    "ModelFileError": "persistence",
+    "ModelFileError": "files.model",
     "load": "persistence",
     "save": "persistence",
     "Solution": "solvers",

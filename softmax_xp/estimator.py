@@ -49,6 +49,7 @@ from softmax_xp.checks import (
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
 from softmax_xp.curvature.hidden_gap import hidden_gap
 from softmax_xp.curvature.timetable import Curvature
+from softmax_xp.files.model import opened, write
 from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
@@ -56,6 +57,7 @@ from softmax_xp.labels import label_array
 from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
+from softmax_xp.records import classifier_parts, loaded, not_a_model
 from softmax_xp.rows import Rows
 from softmax_xp.rows.dense import DenseRows
 from softmax_xp.solvers import Callback, State, Status, check_callbacks, lbfgs, newton_cg, stochastic
@@ -521,16 +523,16 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the fitted model to a file; see `softmax_xp.save`."""
-        from softmax_xp.persistence import save
-
-        save(self, path)
+        if type(self) is not SoftmaxClassifier:
+            raise not_a_model(self)
+        write(path, type(self).__name__, *classifier_parts(self))
 
     @classmethod
     def load(cls, path: str | PathLike[str], device: str = "auto") -> SoftmaxClassifier:
         """Read a model that `save` wrote; see `softmax_xp.load`."""
-        from softmax_xp.persistence import load
-
-        model = load(path, device=device)
+        backend = select_backend(device)
+        with opened(path) as (fields, arrays):
+            model = loaded(SoftmaxClassifier, fields, arrays, backend)
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {type(model).__name__}; read it with softmax_xp.load.")
         return model

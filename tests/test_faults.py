@@ -20,10 +20,10 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.linear_model import LogisticRegression
 
 import softmax_xp as sx
-from softmax_xp import _files
-from softmax_xp._files import whole_file
 from softmax_xp.cli import app, data, terminal, train
 from softmax_xp.cli.signals import SIGNALS
+from softmax_xp.files import whole
+from softmax_xp.files.whole import whole_file
 from softmax_xp.objective import LinearObjective
 
 X, Y = load_iris(return_X_y=True)
@@ -423,7 +423,8 @@ def test_a_command_in_another_thread_handles_no_signal(tmp_path, monkeypatch):
 
 TWO_SIGNALS = """
 import os, signal, sys
-from softmax_xp import __main__, _files
+from softmax_xp import __main__
+from softmax_xp.files import whole
 
 def signals(*_):
     print("writing", *[name for name in os.listdir() if name.startswith(".softmax_xp-")], sep="|", flush=True)
@@ -499,7 +500,7 @@ def test_a_terminal_that_hangs_up_does_not_keep_the_model_from_being_written(tmp
 
 WRITER = """
 import sys, time
-from softmax_xp._files import whole_file
+from softmax_xp.files.whole import whole_file
 
 with whole_file(sys.argv[1]) as stream:
     stream.write("half")
@@ -537,7 +538,7 @@ def test_the_next_write_removes_what_a_killed_writer_left(start, tmp_path):
 
 @posix
 def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(tmp_path, monkeypatch):
-    flock, taken = _files.fcntl.flock, []
+    flock, taken = whole.fcntl.flock, []
 
     def first_taken(descriptor, operation):
         if not taken:
@@ -545,7 +546,7 @@ def test_a_temporary_file_that_is_removed_before_it_is_locked_is_made_again(tmp_
             taken[0].unlink()
         flock(descriptor, operation)
 
-    monkeypatch.setattr(_files.fcntl, "flock", first_taken)
+    monkeypatch.setattr(whole.fcntl, "flock", first_taken)
     sx.save(sx.Linear(4, 3), tmp_path / "model")
     assert taken
     assert names(tmp_path) == ["model"]
@@ -556,8 +557,8 @@ def test_without_locks_nothing_is_removed(tmp_path, monkeypatch):
     def none(*_):
         raise OSError(37, "No locks available")
 
-    monkeypatch.setattr(_files.fcntl, "flock", none)
-    other = tmp_path / f"{_files.PREFIX}{'0' * 16}"
+    monkeypatch.setattr(whole.fcntl, "flock", none)
+    other = tmp_path / f"{whole.PREFIX}{'0' * 16}"
     other.write_text("may be alive")
     sx.save(sx.Linear(4, 3), tmp_path / "model")
     assert names(tmp_path) == [other.name, "model"]

@@ -23,8 +23,8 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 
 import softmax_xp as sx
-from softmax_xp import persistence
-from softmax_xp.persistence import ModelFileError
+from softmax_xp.files import model as model_file
+from softmax_xp.files.model import ModelFileError
 
 X, Y = load_iris(return_X_y=True)
 NAMES = np.array(["setosa", "versicolor", "virginica"])
@@ -331,7 +331,7 @@ def test_an_interrupted_save_leaves_the_old_file_whole(tmp_path, monkeypatch, st
         assert len(list(tmp_path.iterdir())) == 2  # the new bytes are elsewhere
         raise fault
 
-    monkeypatch.setattr(persistence.os, step, broken)
+    monkeypatch.setattr(model_file.os, step, broken)
     with pytest.raises(type(fault)) as caught:
         sx.save(sx.Linear(4, 3), path)
     if isinstance(fault, OSError):

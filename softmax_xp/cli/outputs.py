@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from softmax_xp._files import standard_stream
+from softmax_xp.files.whole import standard_stream
 
 if TYPE_CHECKING:
     from softmax_xp.solvers import State

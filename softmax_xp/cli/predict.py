@@ -10,11 +10,11 @@ from typing import Annotated
 
 import typer
 
-from softmax_xp._files import whole_file
 from softmax_xp.cli import data as inputs
 from softmax_xp.cli.options import DataFile, Device, HasHeader, Header, ModelFile
 from softmax_xp.cli.outputs import check_kept, check_writable
 from softmax_xp.cli.progress import reading
+from softmax_xp.files.whole import whole_file
 
 CSV_ENDINGS = (".csv", ".txt", "")
 

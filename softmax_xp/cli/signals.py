@@ -81,7 +81,7 @@ class Interruption:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if self.number is not None or self._ended:
             try:
-                from softmax_xp._files import remove_temporaries  # here, so that the handlers are set early
+                from softmax_xp.files.whole import remove_temporaries  # here, so that the handlers are set early
 
                 remove_temporaries()
             finally:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from softmax_xp._files import standard_stream, whole_file
 from softmax_xp.cli import data as inputs
 from softmax_xp.cli.options import (
     FIT,
@@ -33,6 +32,7 @@ from softmax_xp.cli.outputs import check_kept, check_writable, drawn_curves, emp
 from softmax_xp.cli.progress import fitting, reading
 from softmax_xp.cli.signals import Interrupted, interruption
 from softmax_xp.cli.terminal import UNREAD, report_line, say
+from softmax_xp.files.whole import standard_stream, whole_file
 
 # NumPy, scikit-learn and the package itself are imported where they are used, so that --help answers at once.
 if TYPE_CHECKING:
