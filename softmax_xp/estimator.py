@@ -6,8 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
-from functools import partial, wraps
+from functools import wraps
 from os import PathLike
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -23,7 +22,6 @@ from softmax_xp.arrays import (
     accumulation_dtype,
     all_finite,
     block_bytes,
-    bytes_of,
     describe,
     device_context,
     device_of,
@@ -47,31 +45,23 @@ from softmax_xp.checks import (
     check_real,
 )
 from softmax_xp.coordinates import FAR, Coordinates, coordinates
-from softmax_xp.curvature.hidden_gap import hidden_gap
-from softmax_xp.curvature.timetable import Curvature
 from softmax_xp.files.model import opened, write
+from softmax_xp.fitting import Fitting
 from softmax_xp.kernels import PRECISIONS, kernels_for
 from softmax_xp.kernels.row_pass import RowPass
 from softmax_xp.kernels.workspace import BLAS_ON_ONE_THREAD
 from softmax_xp.labels import label_array
-from softmax_xp.losses import CROSS_ENTROPY, Loss, checked_loss
+from softmax_xp.losses import Loss, checked_loss
 from softmax_xp.objective import LinearObjective
 from softmax_xp.penalties import Penalty
 from softmax_xp.records import classifier_parts, loaded, not_a_model
-from softmax_xp.rows import Rows
 from softmax_xp.rows.dense import DenseRows
-from softmax_xp.solvers import Callback, State, Status, check_callbacks, lbfgs, newton_cg, stochastic
-from softmax_xp.solvers.descent import Evaluation
+from softmax_xp.solvers import Callback, State, Status, check_callbacks
 from softmax_xp.solvers.optimizers import Optimizer
 from softmax_xp.validation import checked_features, checked_weights, encoded_targets, penalty_strength, row_weights
 
 SOLVERS = ("auto", "lbfgs", "newton-cg", "sgd", "adam", "adamw")
-MIN_PAIRS, MAX_PAIRS = 3, 20  # of L-BFGS
 LAUNCHES = 102  # of one L-BFGS step on a GPU, counted
-# Gap, relative to the objective, to which rounded factors lead as straight as exact ones: by trial on six data sets,
-# rounding by hand. Ten times less takes up to twice as many steps.
-ROUGH_TOL = {"tf32": 3e-5, "bfloat16": 3e-4}
-START_TOL = 1e-3  # the tol to which cross-entropy is minimised before a loss that is not convex. A guess
 Result = TypeVar("Result")
 Parameters = ParamSpec("Parameters")
 
@@ -333,7 +323,19 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             threads = objective.rows.workspace if backend.is_host else nullcontext()
             # Trial steps may overflow; the line search backtracks, so NumPy's warning is silenced.
             with threads, np.errstate(over="ignore", invalid="ignore"):
-                solution = self._solve(objective, start, callbacks)
+                known = self.__dict__.pop("_class_blocks", None)
+                fitting = Fitting(
+                    self.solver,
+                    float(self.tol),
+                    self.max_iter,
+                    self.precision,
+                    self.random_state,
+                    self.max_memory,
+                    known if self.warm_start else None,
+                )
+                solution = fitting.minimum(objective, start, callbacks)
+                if self.warm_start:
+                    self._class_blocks = fitting.blocks
             coef, intercept = objective.split(solution.params)
             coef = to_numpy(coef)
             coef, intercept = where.features(coef, np.zeros(len(coef)) if intercept is None else to_numpy(intercept))
@@ -611,99 +613,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         coef, intercept = where.inverse(coef, intercept)
         return backend.asarray(np.concatenate([coef.ravel(), intercept if self.fit_intercept else []]), dtype)
 
-    def _solve(self, objective: LinearObjective, start: Array, callbacks: Sequence[Callback]) -> State:
-        rough = None if self.precision == "float32" else objective.in_precision(self.precision)
-        if self.solver not in ("auto", "lbfgs", "newton-cg"):
-            optimizer = self.solver
-            if isinstance(optimizer, str):
-                optimizer = stochastic.default_optimizer(optimizer, objective, self.max_iter)
-            rng = np.random.default_rng(self.random_state)
-            return stochastic.minimize(
-                objective,
-                start,
-                optimizer,
-                tol=float(self.tol),
-                max_epochs=self.max_iter,
-                rng=rng,
-                rough=rough,
-                callbacks=callbacks,
-            )
-        tol, is_cold = float(self.tol), not bool(objective.backend.xp.any(start != 0.0))
-        if objective.row_pass.loss.convex or not is_cold:
-            return self._minimum(objective, start, rough, callbacks, tol, self.max_iter)
-        # Where there are several minima, the one near the optimum of cross-entropy.
-        rough_convex = None if rough is None else rough.of_loss(CROSS_ENTROPY)
-        convex = objective.of_loss(CROSS_ENTROPY)
-        first = self._minimum(convex, start, rough_convex, callbacks, max(tol, START_TOL), self.max_iter)
-        if first.status in (Status.STOPPED, Status.INTERRUPTED):
-            value, grad = objective.value_and_grad(first.params)
-            norm = float(np.linalg.norm(to_numpy(grad)))
-            return replace(first, objective=float(value), gradient_norm=norm, estimated_gap=math.inf)
-
-        def total(state: State) -> State:
-            n_iter, n_evaluations = first.n_iter + state.n_iter, first.n_evaluations + state.n_evaluations
-            message = f"max_iter={self.max_iter} steps taken" if state.status is Status.MAX_ITER else state.message
-            return replace(state, n_iter=n_iter, n_evaluations=n_evaluations, message=message)
-
-        def counted(state: State) -> bool:
-            answers = [callback(total(state)) for callback in callbacks]  # each is asked
-            return any(answers)
-
-        return total(self._minimum(objective, first.params, rough, [counted], tol, self.max_iter - first.n_iter))
-
-    def _minimum(
-        self,
-        objective: LinearObjective,
-        start: Array,
-        rough: LinearObjective | None,
-        callbacks: Sequence[Callback],
-        tol: float,
-        max_iter: int,
-    ) -> State:
-        """Return the minimum of an objective, or where it is found to have none."""
-        smoothed = objective.row_pass.smoothing > 0.0 or objective.targets.ndim == 2
-        if objective.penalty.least > 0.0 or smoothed:
-            return self._descend(objective, start, rough, callbacks, tol, max_iter)
-        return _unless_separated(
-            objective, lambda watch: self._descend(objective, start, rough, [*callbacks, watch], tol, max_iter)
-        )
-
-    def _descend(
-        self,
-        objective: LinearObjective,
-        start: Array,
-        rough: LinearObjective | None,
-        callbacks: Sequence[Callback],
-        tol: float,
-        max_iter: int,
-    ) -> State:
-        common: dict[str, Any] = {
-            "tol": tol,
-            "max_iter": max_iter,
-            "noise": objective.rounding_error,
-            "rough": rough and Evaluation(rough.value_and_grad, rough.rounding_error, ROUGH_TOL[self.precision]),
-            "callbacks": callbacks,
-            "hessian_product": objective.hessian_product,
-            "hidden_gap": partial(hidden_gap, objective),
-            "convex": objective.row_pass.loss.convex,
-        }
-        budget = self._max_memory(objective.rows)
-        known = self.__dict__.pop("_class_blocks", None)
-        curvature = Curvature(objective, budget // 2, known if self.warm_start else None)
-        common["exact_inverse"] = curvature.exact_inverse if objective.row_pass.loss.convex else None
-        if self.solver == "newton-cg":
-            return newton_cg.minimize(objective.value_and_grad, start, precondition=curvature.at, **common)
-        common["renewed"] = curvature.renewed
-        if self.solver == "auto":
-            common |= {"precondition": curvature.first(start), "due": curvature.due}
-            common["correlations"] = curvature.knows_correlations
-        pair_bytes = 2 * objective.n_params * bytes_of(objective.backend.xp, start.dtype)
-        memory = max(MIN_PAIRS, min(MAX_PAIRS, budget // 4 // pair_bytes))
-        solution = lbfgs.minimize(objective.value_and_grad, start, memory=memory, **common)
-        if self.warm_start:
-            self._class_blocks = curvature.blocks
-        return solution
-
     def _remedy(self, solution: State, dtype: str) -> str:
         """Return what helps a fit that has not converged, as a sentence after a space; nothing where it was ended."""
         if solution.status is Status.SEPARATED:
@@ -717,12 +626,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if solution.status is Status.MAX_ITER:
             return f" Raise max_iter or tol={float(self.tol):g}, or standardise the features."
         return f" Raise tol={float(self.tol):g}{', or fit in float64' if dtype == 'float32' else ''}."
-
-    def _max_memory(self, rows: Rows) -> int:
-        """Return how many bytes the solver may take: `max_memory`, or as many as X takes but 256 MiB at least."""
-        if self.max_memory is not None:
-            return int(self.max_memory)
-        return max(256 << 20, rows.nbytes)
 
     def _coefficients(self) -> tuple[Array, Array]:
         """Return `coef_` (K, D) and `intercept_` (K,), which may have been set by hand.
@@ -803,27 +706,6 @@ class SoftmaxClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                     out = home.xp.empty(shape, dtype=part.dtype, device=home.device)
                 out[rows, ...] = part
         return out
-
-
-def _unless_separated(objective: LinearObjective, solve: Callable[[Callback], State]) -> State:
-    """Return the result of a solve without a penalty, with the status SEPARATED if the objective has no minimum.
-
-    There is none once the loss of every row is less than at the probability 1/2: each row then has its own class for
-    the most probable one, and the loss falls towards 0 as the coefficients grow. `solve` takes a callback that ends the
-    solve then.
-    """
-    xp, weight = objective.backend.xp, objective.rows.sample_weight
-    least = 1.0 if weight is None else float(xp.min(weight))
-    half = float(objective.row_pass.loss.value(np.array(-math.log(2.0))))  # the loss at the probability 1/2
-
-    def separated(value: float) -> bool:
-        return value * objective.rows.total_weight < half * least
-
-    solution = solve(lambda state: separated(state.objective))
-    if solution.converged or not separated(solution.objective):
-        return solution
-    message = "every row is classified right, so that without a penalty there is no minimum"
-    return replace(solution, estimated_gap=solution.objective, status=Status.SEPARATED, message=message)
 
 
 def _distance(solution: State, convex: bool) -> str:
